@@ -1,0 +1,207 @@
+#include "reference/arithmetic.h"
+
+#include <cmath>
+
+namespace moe::reference {
+namespace {
+
+double Square(double value) {
+  return value * value;
+}
+
+// out += a b. One branch per layout, so that Eigen sees plain or transposed matrices and packs
+// them without a copy.
+void Gemm(const Matrix& a, bool a_transposed, const Matrix& b, bool b_transposed, Matrix& out) {
+  if (a_transposed && b_transposed) {
+    out.noalias() += a.transpose() * b.transpose();
+  } else if (a_transposed) {
+    out.noalias() += a.transpose() * b;
+  } else if (b_transposed) {
+    out.noalias() += a * b.transpose();
+  } else {
+    out.noalias() += a * b;
+  }
+}
+
+// Variance that the additions of a sum leave in it, per unit of  sum_i term_i^2 + sum^2 / 3.
+//
+// Adding n terms one by one rounds every partial sum: the variance is u^2 sum_k s_k^2. Terms of
+// random sign make s_k^2 grow like the sum of squares of its terms, so that sum_k s_k^2 is at most
+// n sum_i term_i^2; terms of one sign make s_k grow evenly up to s, which gives n s^2 / 3. Both
+// are counted. Real kernels add in blocks and do better.
+double AdditionVariance(const Rounding& unit, std::int64_t terms, Sum sum) {
+  const double reduced = sum == Sum::kReduced ? static_cast<double>(unit.reduce_terms) : 0.0;
+  return Square(unit.accumulate) * static_cast<double>(terms) + Square(unit.reduce) * reduced;
+}
+
+// Squared deviation of an operand, or zeros.
+Matrix VarianceOf(const Operand& operand) {
+  if (operand.deviation == nullptr) {
+    return Matrix::Zero(operand.value.rows(), operand.value.cols());
+  }
+  return operand.deviation->cwiseAbs2();
+}
+
+// [N, 1] repeated to [N, cols].
+auto Spread(const Matrix& column_N1, Eigen::Index cols) {
+  return column_N1.replicate(1, cols);
+}
+
+}  // namespace
+
+Estimate Arithmetic::Zero(std::int64_t rows, std::int64_t cols) const {
+  return {Matrix::Zero(rows, cols), estimating_ ? Matrix::Zero(rows, cols) : Matrix()};
+}
+
+Estimate Arithmetic::Product(const Operand& a, const Operand& b, Sum sum) const {
+  return Product(a, b, sum, unit_.store);
+}
+
+Estimate Arithmetic::Product(const Operand& a, const Operand& b, Sum sum, double unit) const {
+  const Eigen::Index rows = a.transposed ? a.value.cols() : a.value.rows();
+  const Eigen::Index terms = a.transposed ? a.value.rows() : a.value.cols();
+  const Eigen::Index cols = b.transposed ? b.value.rows() : b.value.cols();
+  Estimate z = Zero(rows, cols);
+  Gemm(a.value, a.transposed, b.value, b.transposed, z.value);
+  if (estimating_) {
+    // sum_i a_i^2 (var b_i + additions * b_i^2) + var a_i b_i^2: two products of squares.
+    const double additions = AdditionVariance(unit_, terms, sum);
+    const Matrix b_squared = b.value.cwiseAbs2();
+    Matrix b_variance = additions * b_squared;
+    if (b.deviation != nullptr) {
+      b_variance += b.deviation->cwiseAbs2();
+    }
+    Matrix variance = (additions / 3.0 + Square(unit)) * z.value.cwiseAbs2();
+    Gemm(a.value.cwiseAbs2(), a.transposed, b_variance, b.transposed, variance);
+    if (a.deviation != nullptr) {
+      Gemm(a.deviation->cwiseAbs2(), a.transposed, b_squared, b.transposed, variance);
+    }
+    z.deviation = variance.cwiseSqrt();
+  }
+  return z;
+}
+
+Estimate Arithmetic::RowDots(const Operand& a, const Operand& b, double unit) const {
+  Estimate z;
+  z.value = a.value.cwiseProduct(b.value).rowwise().sum();
+  if (estimating_) {
+    const double additions = AdditionVariance(unit_, a.value.cols(), Sum::kReduced);
+    const Matrix a_squared = a.value.cwiseAbs2();
+    const Matrix b_squared = b.value.cwiseAbs2();
+    const Matrix variance_ND = a_squared.cwiseProduct(VarianceOf(b) + additions * b_squared) +
+                               VarianceOf(a).cwiseProduct(b_squared);
+    const Matrix variance_N1 = variance_ND.rowwise().sum();
+    z.deviation =
+        (variance_N1 + (additions / 3.0 + Square(unit)) * z.value.cwiseAbs2()).cwiseSqrt();
+  }
+  return z;
+}
+
+Estimate Arithmetic::Multiply(const Operand& a, const Operand& b, double unit) const {
+  Estimate z;
+  z.value = a.value.cwiseProduct(b.value);
+  if (estimating_) {
+    z.deviation =
+        (VarianceOf(a).cwiseProduct(b.value.cwiseAbs2()) +
+         VarianceOf(b).cwiseProduct(a.value.cwiseAbs2()) + Square(unit) * z.value.cwiseAbs2())
+            .cwiseSqrt();
+  }
+  return z;
+}
+
+Estimate Arithmetic::ScaleRows(const Operand& a_ND, const Operand& b_N1, double unit) const {
+  Estimate z;
+  z.value = b_N1.value.col(0).asDiagonal() * a_ND.value;
+  if (estimating_) {
+    const Eigen::Index cols = a_ND.value.cols();
+    const Matrix b_squared = b_N1.value.cwiseAbs2();
+    const Matrix b_variance = VarianceOf(b_N1);
+    z.deviation = (VarianceOf(a_ND).cwiseProduct(Spread(b_squared, cols)) +
+                   a_ND.value.cwiseAbs2().cwiseProduct(Spread(b_variance, cols)) +
+                   Square(unit) * z.value.cwiseAbs2())
+                      .cwiseSqrt();
+  }
+  return z;
+}
+
+Estimate Arithmetic::Add(const Operand& a, const Operand& b, double unit) const {
+  Estimate z;
+  z.value = a.value + b.value;
+  if (estimating_) {
+    z.deviation = (VarianceOf(a) + VarianceOf(b) + Square(unit) * z.value.cwiseAbs2()).cwiseSqrt();
+  }
+  return z;
+}
+
+void Arithmetic::AddToRows(const Estimate& part, std::span<const std::int64_t> rows,
+                           Estimate& total) const {
+  // An addition here may be one between ranks (combine of experts that live apart), whose pieces
+  // are as large as the part.
+  const double reduced = Square(unit_.reduce) * static_cast<double>(unit_.reduce_terms);
+  for (std::size_t n = 0; n < rows.size(); ++n) {
+    const auto from = static_cast<Eigen::Index>(n);
+    auto value = total.value.row(rows[n]);
+    value += part.value.row(from);
+    if (estimating_) {
+      auto deviation = total.deviation.row(rows[n]);
+      deviation =
+          (deviation.cwiseAbs2() + part.deviation.row(from).cwiseAbs2() +
+           reduced * part.value.row(from).cwiseAbs2() + Square(unit_.store) * value.cwiseAbs2())
+              .cwiseSqrt();
+    }
+  }
+}
+
+Estimate Arithmetic::Elementwise(const Operand& u, Function f, Function slope, Function size,
+                                 double unit) const {
+  Estimate z;
+  z.value = u.value.unaryExpr(f);
+  if (estimating_) {
+    z.deviation = (VarianceOf(u).cwiseProduct(u.value.unaryExpr(slope).cwiseAbs2()) +
+                   Square(unit) * u.value.unaryExpr(size).cwiseAbs2())
+                      .cwiseSqrt();
+  }
+  return z;
+}
+
+Estimate Arithmetic::MinusWeightedMean(const Operand& g, const Operand& w, std::int64_t terms,
+                                       double unit) const {
+  Estimate z;
+  const Matrix products = w.value.cwiseProduct(g.value);
+  const Vector mean_T = products.rowwise().sum();
+  z.value = g.value.colwise() - mean_T;
+  if (estimating_) {
+    // z_j = (1 - w_j) g_j - sum_{i != j} w_i g_i. The difference may be 0 where its terms are not;
+    // their errors remain.
+    const Matrix g_variance = VarianceOf(g);
+    const Matrix from_mean = w.value.cwiseAbs2().cwiseProduct(g_variance);
+    const Matrix own = (1.0 - w.value.array()).square().matrix().cwiseProduct(g_variance);
+    const Vector of_mean_T = (from_mean + g.value.cwiseAbs2().cwiseProduct(VarianceOf(w)) +
+                              Square(unit) * static_cast<double>(terms + 1) * products.cwiseAbs2())
+                                 .rowwise()
+                                 .sum();
+    Matrix variance = own - from_mean + Square(unit) * z.value.cwiseAbs2();
+    variance.colwise() += of_mean_T;
+    z.deviation = variance.cwiseMax(0.0).cwiseSqrt();
+  }
+  return z;
+}
+
+Matrix RowsOf(const Matrix& whole, std::span<const std::int64_t> rows) {
+  Matrix chosen(static_cast<Eigen::Index>(rows.size()), whole.cols());
+  for (std::size_t n = 0; n < rows.size(); ++n) {
+    chosen.row(static_cast<Eigen::Index>(n)) = whole.row(rows[n]);
+  }
+  return chosen;
+}
+
+double Sigmoid(double z) {
+  const double decay = std::exp(-std::abs(z));
+  return (z >= 0.0 ? 1.0 : decay) / (1.0 + decay);
+}
+
+double SigmoidSlopeOf(double sigmoid) {
+  return sigmoid * (1.0 - sigmoid);
+}
+
+}  // namespace moe::reference

@@ -1,0 +1,221 @@
+// The step, top to bottom: route, experts one at a time (forward and backward), shared experts,
+// router backward. Formulas of a single expert are in swiglu.cc, those of the router in router.cc.
+//
+// With p the combine weights and E_e the SwiGLU of expert e, summed over the K slots of each token:
+//   before_experts  y = sum E_e(p x)     d_p = <d_r, x>    d_x = p d_r     with r = p x
+//   after_experts   y = sum p E_e(x)     d_p = <d_y, o>    d_x = d_r       with o = E_e(x)
+#include "reference/moe_reference.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "harness/base/error.h"
+#include "reference/arithmetic.h"
+#include "reference/router.h"
+#include "reference/swiglu.h"
+
+namespace moe::reference {
+namespace {
+
+// The slots of one expert: its n-th row is token tokens[n], which chose it in slots[n].
+struct ExpertSlots {
+  std::vector<std::int64_t> tokens;
+  std::vector<std::int64_t> slots;
+};
+
+std::vector<ExpertSlots> SlotsByExpert(const Model& model, const Routing& routing) {
+  std::vector<ExpertSlots> slots_E(static_cast<std::size_t>(model.experts));
+  for (Eigen::Index token = 0; token < routing.topk_expert_TK.rows(); ++token) {
+    for (Eigen::Index slot = 0; slot < routing.topk_expert_TK.cols(); ++slot) {
+      ExpertSlots& slots = slots_E[static_cast<std::size_t>(routing.topk_expert_TK(token, slot))];
+      slots.tokens.push_back(token);
+      slots.slots.push_back(slot);
+    }
+  }
+  return slots_E;
+}
+
+// The elements of a [T, K] estimate that belong to one expert, as [N, 1].
+Estimate Gather(const Arithmetic& math, const Estimate& whole_TK, const ExpertSlots& slots) {
+  Estimate part_N1 = math.Zero(std::ssize(slots.tokens), 1);
+  for (std::size_t n = 0; n < slots.tokens.size(); ++n) {
+    const auto row = static_cast<Eigen::Index>(n);
+    part_N1.value(row, 0) = whole_TK.value(slots.tokens[n], slots.slots[n]);
+    if (math.estimating()) {
+      part_N1.deviation(row, 0) = whole_TK.deviation(slots.tokens[n], slots.slots[n]);
+    }
+  }
+  return part_N1;
+}
+
+void Scatter(const Arithmetic& math, const Estimate& part_N1, const ExpertSlots& slots,
+             Estimate& whole_TK) {
+  for (std::size_t n = 0; n < slots.tokens.size(); ++n) {
+    const auto row = static_cast<Eigen::Index>(n);
+    whole_TK.value(slots.tokens[n], slots.slots[n]) = part_N1.value(row, 0);
+    if (math.estimating()) {
+      whole_TK.deviation(slots.tokens[n], slots.slots[n]) = part_N1.deviation(row, 0);
+    }
+  }
+}
+
+// The step's own routing, or with the choice that was asked for.
+Routing ChooseRouting(const Model& model, Routing own, const Routing* forced) {
+  if (forced == nullptr) {
+    return own;
+  }
+  const auto& topk_expert_TK = forced->topk_expert_TK;
+  if (topk_expert_TK.rows() != own.topk_expert_TK.rows() ||
+      topk_expert_TK.cols() != own.topk_expert_TK.cols()) {
+    throw Error(
+        "topk_expert_TK",
+        fmt::format("has shape [{}, {}]; tokens and top_k ask for [{}, {}]", topk_expert_TK.rows(),
+                    topk_expert_TK.cols(), own.topk_expert_TK.rows(), own.topk_expert_TK.cols()));
+  }
+  for (Eigen::Index token = 0; token < topk_expert_TK.rows(); ++token) {
+    for (Eigen::Index slot = 0; slot < topk_expert_TK.cols(); ++slot) {
+      const std::int64_t expert = topk_expert_TK(token, slot);
+      if (expert < 0 || expert >= model.experts) {
+        throw Error("topk_expert_TK", fmt::format("token {} has expert {}; use 0 to {}", token,
+                                                  expert, model.experts - 1));
+      }
+      if ((topk_expert_TK.row(token).head(slot).array() == expert).any()) {
+        throw Error("topk_expert_TK",
+                    fmt::format("token {} has expert {} twice; use {} different experts", token,
+                                expert, topk_expert_TK.cols()));
+      }
+    }
+  }
+  own.topk_expert_TK = topk_expert_TK;
+  return own;
+}
+
+// One expert, forward and backward: adds to y and d_x, fills in its elements of d_p.
+ExpertGradients RunExpert(const Arithmetic& math, const Model& model, const Problem& problem,
+                          std::int64_t expert, const ExpertSlots& slots, const Estimate& p_TK,
+                          StepResult& result, Estimate& d_p_TK) {
+  const SwiGluWeights weights = problem.expert(expert);
+  if (slots.tokens.empty()) {
+    return {expert, 0, math.Zero(model.d_expert, model.d_model),
+            math.Zero(model.d_expert, model.d_model), math.Zero(model.d_model, model.d_expert)};
+  }
+  const double store = math.unit().store;
+  const double scores = math.unit().scores;
+  const Estimate p_N1 = Gather(math, p_TK, slots);
+  const Matrix x_ND = RowsOf(problem.x_TD, slots.tokens);
+  const Matrix d_y_ND = RowsOf(problem.d_y_TD, slots.tokens);
+
+  SwiGluBackward backward;
+  if (model.score_placement == ScorePlacement::kBeforeExperts) {
+    const Estimate r_ND = math.ScaleRows(x_ND, p_N1, store);
+    const SwiGluForward forward = RunSwiGlu(math, r_ND, weights);
+    math.AddToRows(forward.o_ND, slots.tokens, result.y_TD);
+
+    backward = RunSwiGluBackward(math, r_ND, weights, forward, d_y_ND);
+    Scatter(math, math.RowDots(backward.d_r_ND, x_ND, scores), slots, d_p_TK);
+    math.AddToRows(math.ScaleRows(backward.d_r_ND, p_N1, store), slots.tokens, result.d_x_TD);
+  } else {
+    const SwiGluForward forward = RunSwiGlu(math, x_ND, weights);
+    math.AddToRows(math.ScaleRows(forward.o_ND, p_N1, store), slots.tokens, result.y_TD);
+
+    const Estimate d_o_ND = math.ScaleRows(d_y_ND, p_N1, store);
+    backward = RunSwiGluBackward(math, x_ND, weights, forward, d_o_ND);
+    Scatter(math, math.RowDots(forward.o_ND, d_y_ND, scores), slots, d_p_TK);
+    math.AddToRows(backward.d_r_ND, slots.tokens, result.d_x_TD);
+  }
+  return {expert, std::ssize(slots.tokens), std::move(backward.d_w1_FD),
+          std::move(backward.d_w3_FD), std::move(backward.d_w2_DF)};
+}
+
+// Shared experts, y += FFN(x), or with a gate y += a FFN(x), a = sigmoid(x . shared_gate).
+void RunSharedExperts(const Arithmetic& math, const Model& model, const Problem& problem,
+                      StepResult& result) {
+  const double store = math.unit().store;
+  const Matrix& x_TD = problem.x_TD;
+  std::vector<std::int64_t> tokens(static_cast<std::size_t>(x_TD.rows()));
+  std::iota(tokens.begin(), tokens.end(), 0);
+
+  const SwiGluForward forward = RunSwiGlu(math, x_TD, problem.shared);
+  SwiGluBackward backward;
+  if (model.shared_gate) {
+    const Matrix shared_gate_1D = problem.shared_gate_D.transpose();
+    const Estimate z_T1 = math.Product(x_TD, Transposed(shared_gate_1D), Sum::kLocal);
+    const auto slope = [](double z) { return SigmoidSlopeOf(Sigmoid(z)); };
+    const auto curvature = [](double a) { return 1.0 - 2.0 * a; };
+    const Estimate a_T1 = math.Elementwise(z_T1, Sigmoid, slope, /*size=*/Sigmoid, store);
+    math.AddToRows(math.ScaleRows(forward.o_ND, a_T1, store), tokens, result.y_TD);
+
+    const Estimate d_o_TD = math.ScaleRows(problem.d_y_TD, a_T1, store);
+    backward = RunSwiGluBackward(math, x_TD, problem.shared, forward, d_o_TD);
+    const Estimate d_a_T1 = math.RowDots(forward.o_ND, problem.d_y_TD, store);
+    const Estimate slope_T1 =
+        math.Elementwise(a_T1, SigmoidSlopeOf, curvature, /*size=*/SigmoidSlopeOf, store);
+    const Estimate d_z_T1 = math.Multiply(d_a_T1, slope_T1, store);
+    result.d_shared_gate_D = math.Product(Transposed(d_z_T1), x_TD, Sum::kReduced);
+    math.AddToRows(math.Product(d_z_T1, shared_gate_1D, Sum::kReduced), tokens, result.d_x_TD);
+  } else {
+    math.AddToRows(forward.o_ND, tokens, result.y_TD);
+    backward = RunSwiGluBackward(math, x_TD, problem.shared, forward, problem.d_y_TD);
+  }
+  math.AddToRows(backward.d_r_ND, tokens, result.d_x_TD);
+  result.d_shared_w1_FD = std::move(backward.d_w1_FD);
+  result.d_shared_w3_FD = std::move(backward.d_w3_FD);
+  result.d_shared_w2_DF = std::move(backward.d_w2_DF);
+}
+
+// From d_logits to the gate, its bias and the tokens.
+void RunGateBackward(const Arithmetic& math, const Model& model, const Problem& problem,
+                     const Estimate& d_logits_TE, StepResult& result) {
+  std::vector<std::int64_t> tokens(static_cast<std::size_t>(problem.x_TD.rows()));
+  std::iota(tokens.begin(), tokens.end(), 0);
+
+  result.d_gate_ED = math.Product(Transposed(d_logits_TE), problem.x_TD, Sum::kReduced);
+  if (model.gate_bias) {
+    const Matrix ones_1T = Matrix::Ones(1, problem.x_TD.rows());
+    result.d_gate_bias_E = math.Product(ones_1T, d_logits_TE, Sum::kReduced);
+  }
+  math.AddToRows(math.Product(d_logits_TE, problem.gate_ED, Sum::kReduced), tokens, result.d_x_TD);
+}
+
+}  // namespace
+
+StepResult RunStep(const Model& model, const Problem& problem, const StepOptions& options,
+                   const ExpertSink& on_expert) {
+  const Arithmetic math(options.rounding);
+  const std::int64_t tokens = problem.x_TD.rows();
+  StepResult result;
+
+  // Route.
+  const Estimate logits_TE =
+      Logits(math, model, problem.x_TD, problem.gate_ED, problem.gate_bias_E);
+  const Estimate scores_TE = Scores(math, model, logits_TE);
+  result.routing =
+      ChooseRouting(model, Select(model, logits_TE.value, scores_TE.value, problem.expert_bias_E),
+                    options.forced_routing);
+  const CombineWeights weights = WeighSlots(math, model, scores_TE, result.routing);
+
+  // Experts: forward and backward of one before the next, so that only one is held.
+  result.y_TD = math.Zero(tokens, model.d_model);
+  result.d_x_TD = math.Zero(tokens, model.d_model);
+  Estimate d_p_TK = math.Zero(tokens, model.top_k);
+  const std::vector<ExpertSlots> slots_E = SlotsByExpert(model, result.routing);
+  for (std::int64_t expert = 0; expert < model.experts; ++expert) {
+    const ExpertSlots& slots = slots_E[static_cast<std::size_t>(expert)];
+    result.tokens_per_expert_E.push_back(std::ssize(slots.tokens));
+    on_expert(RunExpert(math, model, problem, expert, slots, weights.p_TK, result, d_p_TK));
+  }
+  if (model.d_shared > 0) {
+    RunSharedExperts(math, model, problem, result);
+  }
+
+  // Router backward.
+  const Estimate d_logits_TE =
+      RouterBackward(math, model, result.routing, scores_TE, weights, d_p_TK);
+  RunGateBackward(math, model, problem, d_logits_TE, result);
+  return result;
+}
+
+}  // namespace moe::reference

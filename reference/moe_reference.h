@@ -1,0 +1,108 @@
+// The MoE step in float64 on one device, forward and hand-written backward, with Eigen alone.
+//
+// This is what every parallel run is judged against. It knows nothing of ranks, layouts or
+// LibTorch, routes once, and then goes expert by expert, so that it holds the tokens and one expert
+// at a time. Shape letters: see harness/base/model.h. Formulas: moe_reference.cc, stage by stage.
+#pragma once
+
+#include <Eigen/Core>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "harness/base/model.h"
+
+namespace moe::reference {
+
+using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using Vector = Eigen::VectorXd;
+
+struct SwiGluWeights {
+  Matrix w1_FD;  // gate projection
+  Matrix w3_FD;  // up projection
+  Matrix w2_DF;  // down projection
+};
+
+// The whole problem. Members that the model does not have stay empty.
+struct Problem {
+  Matrix x_TD;
+  Matrix d_y_TD;  // output cotangent; the loss is sum(y_TD * d_y_TD)
+  Matrix gate_ED;
+  Vector gate_bias_E;
+  Vector expert_bias_E;
+  std::function<SwiGluWeights(std::int64_t expert)> expert;  // called once per expert, in order
+  SwiGluWeights shared;  // w1 [F,D], w3 [F,D], w2 [D,F] with F = d_shared
+  Vector shared_gate_D;
+};
+
+// Unit round-offs of a correct implementation of the same step, by where they arise.
+struct Rounding {
+  double store = 0.0;       // a tensor written in the dtype under test
+  double accumulate = 0.0;  // one addition inside a dot product
+  double logits = 0.0;      // the logits as they enter the score function
+  double scores = 0.0;      // score function, normalisation, and their backward
+  double reduce = 0.0;      // one addition of a sum over ranks (as many as `reduce_terms`)
+  std::int64_t reduce_terms = 1;
+};
+
+// A result and, when a Rounding was given, the standard deviation of the rounding error that a
+// correct implementation makes in each element (first order, independent errors; empty otherwise).
+struct Estimate {
+  Matrix value;
+  Matrix deviation;
+};
+
+struct ExpertGradients {
+  std::int64_t expert = 0;
+  std::int64_t tokens = 0;  // routed to this expert
+  Estimate d_w1_FD;
+  Estimate d_w3_FD;
+  Estimate d_w2_DF;
+};
+
+struct Routing {
+  Eigen::Matrix<std::int64_t, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> topk_expert_TK;
+  // How far each token is from another choice: the smallest difference, in selection scores
+  // (with expert_bias_E), between what was chosen and what was not; the smaller of the expert and
+  // the group margin under group-limited selection, where a group counts as the mean of its two
+  // best experts. Infinite when every expert is chosen.
+  Vector margin_T;
+  // The same distance in logits where no expert_bias_E and no groups take part; else a lower bound
+  // of it, margin_T * 4 for sigmoid and margin_T * 2 for softmax, from their steepest slopes.
+  Vector logit_margin_T;
+};
+
+// Selection for the rows of x_TD (any number of rows): logits, scores, bias, groups, top-k. Ties go
+// to the lower expert index. topk_expert_TK is in descending order of selection score. Reads only
+// gate_ED, gate_bias_E and expert_bias_E of the model's parameters.
+Routing Route(const Model& model, const Matrix& x_TD, const Matrix& gate_ED,
+              const Vector& gate_bias_E, const Vector& expert_bias_E);
+
+struct StepResult {
+  Routing routing;
+  std::vector<std::int64_t> tokens_per_expert_E;
+  Estimate y_TD;
+  Estimate d_x_TD;
+  Estimate d_gate_ED;
+  Estimate d_gate_bias_E;  // [1, E]
+  Estimate d_shared_w1_FD;
+  Estimate d_shared_w3_FD;
+  Estimate d_shared_w2_DF;
+  Estimate d_shared_gate_D;  // [1, D]
+};
+
+// Called once per expert, in order, also for an expert without a token (gradients all zero).
+using ExpertSink = std::function<void(const ExpertGradients&)>;
+
+struct StepOptions {
+  // Error estimates are made only when given; without them the step is plain arithmetic.
+  std::optional<Rounding> rounding;
+  // Uses this expert choice instead of the step's own (a foreign run's observed routing).
+  const Routing* forced_routing = nullptr;
+};
+
+StepResult RunStep(const Model& model, const Problem& problem, const StepOptions& options,
+                   const ExpertSink& on_expert);
+
+}  // namespace moe::reference
