@@ -1,0 +1,64 @@
+// manifest.json of a dump: what a producer claims about the tensors in its rank files (DESIGN:
+// formats).
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "harness/base/dtype.h"
+#include "harness/base/model.h"
+#include "harness/base/tensors.h"
+#include "harness/json/json_reader.h"
+#include "harness/layout/layout.h"
+#include "harness/layout/placement.h"
+
+namespace moe {
+
+// One entry of "tensors".
+struct DumpedTensor {
+  Shape shape;  // global
+  MeshKind mesh = MeshKind::kDense;
+  Placements placements;  // claims; P: the sum over the axis is still owed
+  double scale = 1.0;     // a factor that the values still lack
+};
+
+struct Manifest {
+  std::string producer;
+  Meshes meshes;  // only the axes that the producer named, in its order
+  Layout layout;
+  Model model;
+  Dtype dtype = Dtype::kFloat64;
+  std::map<std::string, Dtype> casts;  // intermediate tensor -> coarser dtype it is computed in
+  std::optional<std::string> inputs;   // file with the whole problem, inside the folder
+  std::optional<std::string> case_name;
+  std::map<std::string, DumpedTensor> tensors;
+  std::vector<std::string> not_dumped;
+  // Per rank the global token indices of its rows; empty when the manifest has none, and then the
+  // placements of dimension 0 say it.
+  std::vector<std::vector<std::int64_t>> tokens;
+
+  std::int64_t WorldSize() const { return meshes.dense.WorldSize(); }
+};
+
+// Reads and checks everything that can be checked without the tensors: known keys, types, sizes
+// (FindFault), meshes that agree on the world and with "layout", known tensor names with the shapes
+// that the model gives them, placements with existing axes and dimensions (T tensors: rows by
+// `tokens`), token lists (one per rank, indices in range, none twice in one rank), an `inputs` name
+// that stays inside the folder (no '/', no "..", not absolute). Throws Error("file#/pointer", one
+// sentence).
+Manifest ParseManifest(const Json& json, const std::string& file);
+
+Json ToJson(const Manifest& manifest);
+
+// True for tensors whose first letter is T, when the manifest has token lists.
+bool RowsFollowTokens(const Manifest& manifest, std::string_view name);
+
+// The rows and columns of tensor `name` that `rank` holds: SliceOf its placements, except that rows
+// of a tensor whose first letter is T follow manifest.tokens where there are any.
+Slice SliceOf(const Manifest& manifest, const std::string& name, std::int64_t rank);
+
+}  // namespace moe
