@@ -1,0 +1,153 @@
+#include "harness/inputs/generator.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "harness/base/error.h"
+#include "reference/moe_reference.h"
+
+namespace moe {
+namespace {
+
+// splitmix64 (Steele, Lea and Flood 2014): one well-mixed word per index, no state.
+std::uint64_t Mix(std::uint64_t z) {
+  z += 0x9e3779b97f4a7c15ULL;
+  z = (z ^ (z >> 30U)) * 0xbf58476d1ce4e5b9ULL;
+  z = (z ^ (z >> 27U)) * 0x94d049bb133111ebULL;
+  return z ^ (z >> 31U);
+}
+
+std::uint64_t KeyOf(std::uint64_t seed, const std::string& name) {
+  std::uint64_t key = Mix(seed);
+  for (const char c : name) {
+    key = Mix(key ^ static_cast<unsigned char>(c));
+  }
+  return key;
+}
+
+// The power of two nearest to 3 / sqrt(length): a dot product of `length` uniform terms then has a
+// standard deviation near 1.
+double FanInScale(std::int64_t length) {
+  return std::exp2(std::round(std::log2(3.0 / std::sqrt(static_cast<double>(length)))));
+}
+
+double ScaleOf(const std::string& name, const Model& model) {
+  if (name == "x_TD" || name == "d_y_TD") {
+    return 1.0;
+  }
+  if (name == "gate_bias_E") {
+    return 0.25;
+  }
+  if (name == "expert_bias_E") {
+    return 0.125;
+  }
+  if (name == "w2_EDF") {
+    return FanInScale(model.d_expert);
+  }
+  if (name == "shared_w2_DF") {
+    return FanInScale(model.d_shared);
+  }
+  return FanInScale(model.d_model);
+}
+
+constexpr std::uint64_t kMostRedraws = 10'000;
+
+}  // namespace
+
+double MarginFloor(Dtype dtype) { return 8.0 * UnitRoundoff(dtype); }
+
+InputGenerator::InputGenerator(const CaseSpec& spec)
+    : model_(spec.model),
+      seed_(spec.numerics.seed),
+      redraws_T_(static_cast<std::size_t>(spec.model.tokens), 0) {
+  DrawRows(spec);
+}
+
+double InputGenerator::Value(std::uint64_t tensor_key, double scale, std::int64_t index) const {
+  const std::uint64_t word = Mix(tensor_key ^ static_cast<std::uint64_t>(index));
+  const auto magnitude = static_cast<double>(1 + (word >> 1U) % 127);  // 7 bits: exact in bfloat16
+  return (word & 1U ? -scale : scale) * magnitude / 128.0;
+}
+
+void InputGenerator::Read(const std::string& name, const Slice& slice, std::span<double> out) const {
+  const std::uint64_t key = KeyOf(seed_, name);
+  const double scale = ScaleOf(name, model_);
+  const Shape shape = ShapeOf(name, model_);
+  const bool redrawn = name == "x_TD";
+  const std::int64_t rows = static_cast<std::int64_t>(out.size());
+  // Walks the slice like an odometer, the last dimension fastest.
+  std::vector<std::size_t> at(shape.size(), 0);
+  for (std::int64_t element = 0; element < rows; ++element) {
+    std::int64_t global = 0;
+    for (std::size_t dim = 0; dim < shape.size(); ++dim) {
+      global = global * shape[dim] + slice.index[dim][at[dim]];
+    }
+    const std::uint64_t row_key =
+        redrawn ? key + redraws_T_[static_cast<std::size_t>(slice.index[0][at[0]])] : key;
+    out[static_cast<std::size_t>(element)] = Value(row_key, scale, global);
+    for (std::size_t dim = shape.size(); dim-- > 0;) {
+      if (++at[dim] < slice.index[dim].size()) {
+        break;
+      }
+      at[dim] = 0;
+    }
+  }
+}
+
+void InputGenerator::DrawRows(const CaseSpec& spec) {
+  using reference::Matrix;
+  using reference::Vector;
+  const auto read = [&](const std::string& name, auto& target) {
+    Read(name, WholeOf(ShapeOf(name, model_)), {target.data(), static_cast<std::size_t>(target.size())});
+  };
+  Matrix gate_ED(model_.experts, model_.d_model);
+  read("gate_ED", gate_ED);
+  Vector gate_bias_E(model_.gate_bias ? model_.experts : 0);
+  Vector expert_bias_E(model_.expert_bias ? model_.experts : 0);
+  if (model_.gate_bias) {
+    read("gate_bias_E", gate_bias_E);
+  }
+  if (model_.expert_bias) {
+    read("expert_bias_E", expert_bias_E);
+  }
+  double floor = 0.0;
+  for (const Dtype dtype : spec.numerics.dtypes) {
+    floor = std::max(floor, MarginFloor(dtype));
+  }
+  const auto& idle = spec.numerics.idle_experts;
+  Slice pending = WholeOf({model_.tokens, model_.d_model});
+  smallest_logit_margin_ = INFINITY;
+  double best_refused = 0.0;
+  while (!pending.index[0].empty()) {
+    Matrix x_TD(static_cast<Eigen::Index>(pending.index[0].size()), model_.d_model);
+    Read("x_TD", pending, {x_TD.data(), static_cast<std::size_t>(x_TD.size())});
+    const reference::Routing routing =
+        reference::Route(model_, x_TD, gate_ED, gate_bias_E, expert_bias_E);
+    std::vector<std::int64_t> again;
+    for (Eigen::Index row = 0; row < x_TD.rows(); ++row) {
+      const auto chosen = routing.topk_expert_TK.row(row);
+      const bool hits_idle = std::any_of(chosen.begin(), chosen.end(), [&](std::int64_t expert) {
+        return std::find(idle.begin(), idle.end(), expert) != idle.end();
+      });
+      const double margin = routing.logit_margin_T(row);
+      const std::int64_t token = pending.index[0][static_cast<std::size_t>(row)];
+      if (!hits_idle && margin > floor) {
+        smallest_logit_margin_ = std::min(smallest_logit_margin_, margin);
+        continue;
+      }
+      best_refused = hits_idle ? best_refused : std::max(best_refused, margin);
+      again.push_back(token);
+      if (++redraws_T_[static_cast<std::size_t>(token)] > kMostRedraws) {
+        throw Error(spec.path, fmt::format("token {} finds no row with a top-k margin above {:.2e} in {} "
+                                           "draws (best {:.2e}); use fewer experts, a smaller top_k, or "
+                                           "another seed",
+                                           token, floor, kMostRedraws, best_refused));
+      }
+    }
+    pending.index[0] = std::move(again);
+  }
+}
+
+}  // namespace moe
