@@ -1,0 +1,72 @@
+#include "harness/parallel/communicator.h"
+
+namespace moe::parallel {
+namespace {
+
+const Mesh& MeshWith(const Meshes& meshes, Axis axis) {
+  return meshes.dense.Has(axis) ? meshes.dense : meshes.expert;
+}
+
+}  // namespace
+
+std::int64_t Communicator::Size(Axis axis) const {
+  return MeshWith(contract().meshes, axis).SizeOf(axis);
+}
+
+std::int64_t Communicator::Coordinate(Axis axis) const {
+  return MeshWith(contract().meshes, axis).Coordinate(rank(), axis);
+}
+
+at::Tensor Communicator::SumWhereOwed(const Reduction& reduction, const at::Tensor& input) {
+  if (Size(reduction.axis) == 1) {
+    return input;
+  }
+  return contract().Owes(reduction) ? AllReduceSum(reduction, input) : Settled(reduction, input);
+}
+
+at::Tensor Communicator::OwnRows(Axis axis, const at::Tensor& input) const {
+  const std::int64_t rows = input.size(0) / Size(axis);
+  return input.narrow(0, Coordinate(axis) * rows, rows).contiguous();
+}
+
+MeshCommunicator::MeshCommunicator(const StepContract& contract, std::int64_t rank,
+                                   const GroupFactory& open)
+    : contract_(contract), rank_(rank) {
+  for (const MeshKind kind : {MeshKind::kDense, MeshKind::kExpert}) {
+    const Mesh& mesh = contract_.meshes.Of(kind);
+    for (const Axis axis : mesh.axes) {
+      if (mesh.SizeOf(axis) > 1) {
+        const std::vector<std::int64_t> ranks = mesh.GroupOf(rank, {axis});
+        groups_[axis] = open(ranks, std::string(ToText(axis)));
+      }
+    }
+  }
+}
+
+at::Tensor MeshCommunicator::AllReduceSum(const Reduction& reduction, const at::Tensor& input,
+                                          double divisor) {
+  calls_.push_back(ToText(reduction));
+  const at::Tensor sum = GroupOn(reduction.axis).AllReduceSum(input.contiguous());
+  return divisor == 1.0 ? sum : sum.div(divisor);
+}
+
+at::Tensor MeshCommunicator::ReduceScatterSum(const Reduction& reduction, const at::Tensor& input) {
+  calls_.push_back(ToText(reduction));
+  return GroupOn(reduction.axis).ReduceScatterSum(input.contiguous());
+}
+
+at::Tensor MeshCommunicator::Settled(const Reduction& /*reduction*/, const at::Tensor& input) {
+  return input;
+}
+
+at::Tensor MeshCommunicator::AllGather(Axis axis, const at::Tensor& input) {
+  return GroupOn(axis).AllGather(input.contiguous());
+}
+
+at::Tensor MeshCommunicator::AllToAll(Axis axis, const at::Tensor& input,
+                                      const std::vector<std::int64_t>& send_rows,
+                                      const std::vector<std::int64_t>& receive_rows) {
+  return GroupOn(axis).AllToAll(input.contiguous(), send_rows, receive_rows);
+}
+
+}  // namespace moe::parallel

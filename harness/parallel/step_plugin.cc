@@ -1,0 +1,178 @@
+#include "harness/parallel/step_plugin.h"
+
+#include <ATen/Parallel.h>
+#include <dlfcn.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <mutex>
+#include <sstream>
+#include <thread>
+#include <torch/csrc/distributed/c10d/FileStore.hpp>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+
+#include "harness/base/error.h"
+#include "harness/parallel/c10d_group.h"
+#include "harness/parallel/communicator.h"
+#include "harness/parallel/faulty_communicator.h"
+#include "harness/parallel/moe_step.h"
+#include "harness/parallel/nccl_module.h"
+#include "harness/parallel/tensors.h"
+#include "harness/parallel/thread_group.h"
+
+namespace moe::parallel {
+namespace {
+
+RankOutput RunOnRank(const StepRequest& request, std::int64_t rank, const GroupFactory& open) {
+  const StepContract contract = MakeContract(request.model, request.layout, request.program);
+  MeshCommunicator mesh(contract, rank, open);
+  if (!request.fault) {
+    return {Encode(RunStep(request, mesh)), mesh.calls()};
+  }
+  FaultyCommunicator faulty(mesh, *request.fault);
+  return {Encode(RunStep(request, faulty)), mesh.calls()};
+}
+
+// The groups of a process: one backend instance per mesh axis, each with a part of the store to itself.
+class ProcessGroups {
+ public:
+  ProcessGroups(const Rendezvous& rendezvous, std::chrono::milliseconds deadline)
+      : rendezvous_(rendezvous), deadline_(deadline) {
+    if (!rendezvous.file.empty()) {
+      store_ = c10::make_intrusive<c10d::FileStore>(rendezvous.file,
+                                                    static_cast<int>(rendezvous.world_size));
+    } else {
+      c10d::TCPStoreOptions options;
+      options.port = static_cast<std::uint16_t>(rendezvous.port);
+      options.isServer = rendezvous.rank == 0 && !rendezvous.store_is_open;
+      options.numWorkers = static_cast<std::size_t>(rendezvous.world_size);
+      options.waitWorkers = false;
+      options.useLibUV = false;
+      options.timeout = deadline;
+      store_ = c10::make_intrusive<c10d::TCPStore>(rendezvous.address, options);
+    }
+    store_->setTimeout(deadline);
+  }
+
+  c10d::Store& store() { return *store_; }
+
+  GroupFactory FactoryFor(const std::string& run) {
+    return [this, run](const std::vector<std::int64_t>& ranks, const std::string& name) {
+      const auto part = c10::make_intrusive<c10d::PrefixStore>(
+          fmt::format("{}/{}/{}/", run, name, ranks.front()), store_);
+      return rendezvous_.backend == "nccl"
+                 ? OpenNcclGroup(ranks, rendezvous_.rank, rendezvous_.local_rank, part, deadline_)
+                 : OpenGlooGroup(ranks, rendezvous_.rank, part, deadline_);
+    };
+  }
+
+ private:
+  Rendezvous rendezvous_;
+  std::chrono::milliseconds deadline_;
+  c10::intrusive_ptr<c10d::Store> store_;
+};
+
+class LibTorchPlugin : public StepPlugin {
+ public:
+  std::vector<RankOutput> RunThreads(const StepRequest& request) const override {
+    const std::int64_t world_size = request.layout.WorldSize();
+    ThreadWorld world(request.deadline);
+    std::vector<RankOutput> outputs(static_cast<std::size_t>(world_size));
+    std::vector<std::thread> threads;
+    std::mutex mutex;
+    std::string first_failure;
+    const auto run = [&](std::int64_t rank) {
+      try {
+        at::set_num_threads(1);
+        at::AutoGradMode grad(true);
+        outputs[static_cast<std::size_t>(rank)] =
+            RunOnRank(request, rank, [&](const std::vector<std::int64_t>& ranks, const std::string&) {
+              return world.Join(ranks, rank);
+            });
+      } catch (const std::exception& error) {
+        const std::string words = fmt::format("rank {} of {}: {}", rank, world_size, error.what());
+        const std::lock_guard lock(mutex);
+        if (first_failure.empty()) {
+          first_failure = words;
+        }
+        world.Poison(words);
+      }
+    };
+    for (std::int64_t rank = 0; rank < world_size; ++rank) {
+      threads.emplace_back(run, rank);
+    }
+    for (std::thread& thread : threads) {
+      thread.join();
+    }
+    if (!first_failure.empty()) {
+      throw Error("threads", first_failure);
+    }
+    return outputs;
+  }
+
+  RankOutput RunRank(const StepRequest& request, const Rendezvous& rendezvous) const override {
+    at::set_num_threads(1);
+    ProcessGroups groups(rendezvous, request.deadline);
+    RankOutput output = RunOnRank(request, rendezvous.rank, groups.FactoryFor("run"));
+    return output;
+  }
+
+  std::vector<std::vector<RankOutput>> RunJob(const std::vector<StepRequest>& requests,
+                                              const Rendezvous& rendezvous) const override {
+    at::set_num_threads(1);
+    ProcessGroups groups(rendezvous, requests.front().deadline);
+    c10d::Store& store = groups.store();
+    std::vector<std::vector<RankOutput>> all;
+    const auto key = [](std::size_t run, std::int64_t rank, const char* what) {
+      return fmt::format("moegate/{}/{}/{}", run, rank, what);
+    };
+    for (std::size_t run = 0; run < requests.size(); ++run) {
+      RankOutput mine = RunOnRank(requests[run], rendezvous.rank, groups.FactoryFor(std::to_string(run)));
+      if (rendezvous.rank != 0) {
+        const auto* bytes = reinterpret_cast<const std::uint8_t*>(mine.tensors.data());
+        store.set(key(run, rendezvous.rank, "tensors"), std::vector<std::uint8_t>(bytes, bytes + mine.tensors.size()));
+        const std::string calls = fmt::format("{}", fmt::join(mine.calls, " "));
+        store.set(key(run, rendezvous.rank, "calls"), std::vector<std::uint8_t>(calls.begin(), calls.end()));
+        continue;
+      }
+      std::vector<RankOutput> outputs = {std::move(mine)};
+      for (std::int64_t rank = 1; rank < rendezvous.world_size; ++rank) {
+        RankOutput output;
+        const auto bytes = store.get(key(run, rank, "tensors"));
+        const auto* data = reinterpret_cast<const std::byte*>(bytes.data());
+        output.tensors.assign(data, data + bytes.size());
+        const auto calls = store.get(key(run, rank, "calls"));
+        std::istringstream words(std::string(calls.begin(), calls.end()));
+        for (std::string call; words >> call;) {
+          output.calls.push_back(call);
+        }
+        outputs.push_back(std::move(output));
+      }
+      all.push_back(std::move(outputs));
+    }
+    // Rank 0 holds the store: it leaves last.
+    if (rendezvous.rank == 0) {
+      store.set("moegate/collected", std::vector<std::uint8_t>{1});
+      for (std::int64_t rank = 1; rank < rendezvous.world_size; ++rank) {
+        store.wait({fmt::format("moegate/left/{}", rank)});
+      }
+    } else {
+      store.wait({"moegate/collected"});
+      store.set(fmt::format("moegate/left/{}", rendezvous.rank), std::vector<std::uint8_t>{1});
+    }
+    return all;
+  }
+
+  std::string FindObstacle(const std::string& backend, std::int64_t ranks) const override {
+    return backend == "nccl" ? FindNcclObstacle(ranks) : "";
+  }
+};
+
+}  // namespace
+}  // namespace moe::parallel
+
+extern "C" moe::StepPlugin* moegate_step_plugin() {
+  static moe::parallel::LibTorchPlugin plugin;
+  return &plugin;
+}
