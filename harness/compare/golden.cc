@@ -1,0 +1,138 @@
+#include "harness/compare/golden.h"
+
+#include <fmt/format.h>
+#include <openssl/sha.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "harness/base/error.h"
+#include "harness/compare/tolerance.h"
+
+namespace moe {
+namespace {
+
+double NonNegative(const JsonNode& node) {
+  const double number = node.Number();
+  if (number < 0.0) {
+    node.Fail("is negative");
+  }
+  return number;
+}
+
+GoldenTolerance ParseTolerance(const JsonNode& node) {
+  node.OnlyKeys({"tolerance", "bound", "noise_floor", "fault_floor", "why"});
+  GoldenTolerance entry{.tolerance = NonNegative(node.At("tolerance")),
+                        .bound = NonNegative(node.At("bound")),
+                        .noise_floor = NonNegative(node.At("noise_floor")),
+                        .why = node.At("why").String()};
+  const JsonNode fault_floor = node.At("fault_floor");
+  if (!fault_floor.value().is_null()) {
+    entry.fault_floor = NonNegative(fault_floor);
+  }
+  if (entry.tolerance < kClearance * entry.noise_floor) {
+    node.Fail(fmt::format("tolerance {:.2e} is not {} times above the noise floor {:.2e}", entry.tolerance,
+                          kClearance, entry.noise_floor));
+  }
+  if (entry.fault_floor && entry.tolerance > *entry.fault_floor / kClearance) {
+    node.Fail(fmt::format("tolerance {:.2e} is not {} times below the fault floor {:.2e}", entry.tolerance,
+                          kClearance, *entry.fault_floor));
+  }
+  return entry;
+}
+
+// Three significant digits in exponent form say all that is known of a floor; the rest would be churn.
+double Rounded(double number, int digits) { return std::stod(fmt::format("{:.{}e}", number, digits - 1)); }
+
+}  // namespace
+
+std::string GoldenPath(const std::string& golden, const CaseSpec& spec) {
+  return (std::filesystem::path(golden) / (spec.name + ".json")).string();
+}
+
+std::string Sha256OfFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string bytes{std::istreambuf_iterator<char>(file), {}};
+  if (!file && !file.eof()) {
+    throw Error(path, "cannot be read");
+  }
+  unsigned char digest[SHA256_DIGEST_LENGTH];
+  ::SHA256(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size(), digest);
+  std::string hex;
+  for (const unsigned char byte : digest) {
+    hex += fmt::format("{:02x}", byte);
+  }
+  return hex;
+}
+
+Golden ParseGolden(const Json& json, const std::string& path) {
+  const JsonNode root(json, path);
+  root.OnlyKeys({"schema", "case", "case_sha256", "made_by", "smallest_logit_margin", "reference",
+                 "tolerances"});
+  root.At("schema").Integer(1, 1);
+  Golden golden{.case_sha256 = root.At("case_sha256").String(),
+                .smallest_logit_margin = NonNegative(root.At("smallest_logit_margin"))};
+  for (const auto& [tensor, node] : root.At("reference").Members()) {
+    node.OnlyKeys({"norm", "digest"});
+    golden.reference[tensor] = {NonNegative(node.At("norm")), node.At("digest").Number()};
+  }
+  for (const auto& [name, node] : root.At("tolerances").Members()) {
+    const auto dtype = DtypeFromText(name);
+    if (!dtype) {
+      node.Fail(fmt::format("\"{}\" is no dtype; use float64, float32 or bfloat16", name));
+    }
+    for (const auto& [tensor, entry] : node.Members()) {
+      golden.tolerances[*dtype][tensor] = ParseTolerance(entry);
+    }
+  }
+  return golden;
+}
+
+Golden ReadGolden(const std::string& folder, const CaseSpec& spec) {
+  const std::string path = GoldenPath(folder, spec);
+  const std::string remedy = fmt::format("run tools/regen_golden.sh {}", spec.name);
+  if (!std::filesystem::exists(path)) {
+    throw Error(path, fmt::format("is missing, so nothing says what {} may be off by; {}", spec.name, remedy));
+  }
+  const Json json = ReadJsonFile(path, {.max_bytes = 10'000'000, .max_depth = 8});
+  Golden golden = ParseGolden(json, path);
+  if (golden.case_sha256 != Sha256OfFile(spec.path)) {
+    throw Error(path, fmt::format("is stale: {} has changed since it was made; {}", spec.path, remedy));
+  }
+  for (const Dtype dtype : spec.numerics.dtypes) {
+    for (const TensorInfo& result : ResultsOf(spec.model)) {
+      const auto of_dtype = golden.tolerances.find(dtype);
+      if (of_dtype == golden.tolerances.end() || !of_dtype->second.contains(result.name) ||
+          !golden.reference.contains(result.name)) {
+        throw Error(path, fmt::format("lacks {} in {}; {}", result.name, ToText(dtype), remedy));
+      }
+    }
+  }
+  return golden;
+}
+
+Json ToJson(const Golden& golden) {
+  Json json;
+  json["schema"] = 1;
+  json["case_sha256"] = golden.case_sha256;
+  json["made_by"] = "tools/regen_golden.sh";
+  json["smallest_logit_margin"] = Rounded(golden.smallest_logit_margin, 3);
+  for (const auto& [tensor, reference] : golden.reference) {
+    json["reference"][tensor]["norm"] = Rounded(reference.norm, 7);
+    json["reference"][tensor]["digest"] = Rounded(reference.digest, 7);
+  }
+  for (const auto& [dtype, tensors] : golden.tolerances) {
+    for (const auto& [tensor, entry] : tensors) {
+      Json& node = json["tolerances"][std::string(ToText(dtype))][tensor];
+      node["tolerance"] = Rounded(entry.tolerance, 2);
+      node["bound"] = Rounded(entry.bound, 2);
+      node["noise_floor"] = Rounded(entry.noise_floor, 2);
+      node["fault_floor"] = entry.fault_floor ? Json(Rounded(*entry.fault_floor, 2)) : Json(nullptr);
+      node["why"] = entry.why;
+    }
+  }
+  return json;
+}
+
+}  // namespace moe

@@ -1,0 +1,521 @@
+#include "harness/compare/judge.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <set>
+
+#include "harness/base/error.h"
+#include "harness/compare/diagnose.h"
+#include "harness/compare/observed.h"
+#include "harness/compare/problem.h"
+#include "harness/compare/tolerance.h"
+
+namespace moe {
+namespace {
+
+using reference::Estimate;
+using reference::Matrix;
+
+
+double L2(const std::vector<double>& values) {
+  double sum = 0.0;
+  for (const double value : values) {
+    sum += value * value;
+  }
+  return std::sqrt(sum);
+}
+
+// One tensor on its way through the judge.
+class TensorJudge {
+ public:
+  TensorJudge(const Dump& dump, const std::string& name, const JudgeOptions& options)
+      : options_(options),
+        observed_(dump, name),
+        diagnosis_(observed_, dump.manifest.meshes, options.contract, options.calls),
+        dtype_(dump.manifest.dtype),
+        golden_counts_(dump.manifest.casts.empty()) {
+    finding_.tensor = name;
+    tolerance_ = GoldenTolerance();
+  }
+
+  // Judges unit `global_unit` of every holder that has it. The rows and columns of `want` are the last two
+  // dimensions of the unit (or its only one).
+  void JudgeUnit(std::int64_t global_unit, const Matrix& value, const Matrix& deviation);
+  Finding Finish();
+  const Judgement::Measured& measured() const { return measured_; }
+  double want_norm() const { return std::sqrt(want_squares_); }
+  const ObservedTensor& observed() const { return observed_; }
+  std::int64_t units_judged() const { return units_judged_; }
+  bool proves_something() const { return useful_units_ > 0; }
+
+ private:
+  std::optional<double> GoldenTolerance() const;
+  double AllowedError(double want_norm, double deviation_norm) const;
+  void NoteCorruption(const ObservedTensor::Holder& holder, std::int64_t global_unit,
+                      const std::vector<double>& got);
+  void CompareReplicas(const Diagnosis::Unit& unit, std::int64_t global_unit);
+  std::string UnitName(std::int64_t global_unit) const;
+  void Fail(const ObservedTensor::Holder& holder);
+
+  const JudgeOptions& options_;
+  ObservedTensor observed_;
+  Diagnosis diagnosis_;
+  Dtype dtype_;
+  bool golden_counts_;
+  std::optional<double> tolerance_;
+  Finding finding_;
+  Judgement::Measured measured_;
+  double want_squares_ = 0.0;
+  std::int64_t units_judged_ = 0;
+  std::int64_t useful_units_ = 0;
+  std::string worst_;
+  double worst_excess_ = 0.0;  // error over what is allowed, of the worst slice
+  std::map<std::int64_t, double> error_of_rank_;
+  double replica_difference_ = 0.0;
+  std::string corruption_;
+};
+
+std::optional<double> TensorJudge::GoldenTolerance() const {
+  if (options_.golden == nullptr || !golden_counts_) {
+    return std::nullopt;
+  }
+  const auto of_dtype = options_.golden->tolerances.find(dtype_);
+  if (of_dtype == options_.golden->tolerances.end()) {
+    return std::nullopt;
+  }
+  const auto entry = of_dtype->second.find(observed_.name());
+  return entry == of_dtype->second.end() ? std::nullopt : std::optional(entry->second.tolerance);
+}
+
+double TensorJudge::AllowedError(double want_norm, double deviation_norm) const {
+  const double own = kSafety * deviation_norm;
+  const bool useful = own < kLargestUsefulTolerance * want_norm;
+  return tolerance_ && useful ? *tolerance_ * want_norm : own;
+}
+
+std::string TensorJudge::UnitName(std::int64_t global_unit) const {
+  if (!observed_.HasUnits()) {
+    return "whole slice";
+  }
+  const std::string& name = observed_.name();
+  return fmt::format("{} {}", name[name.rfind('_') + 1] == 'T' ? "token" : "expert", global_unit);
+}
+
+void TensorJudge::Fail(const ObservedTensor::Holder& holder) {
+  finding_.verdict = Verdict::kFail;
+  for (const std::int64_t rank : holder.ranks) {
+    if (std::find(finding_.ranks.begin(), finding_.ranks.end(), rank) == finding_.ranks.end()) {
+      finding_.ranks.push_back(rank);
+    }
+  }
+}
+
+void TensorJudge::NoteCorruption(const ObservedTensor::Holder& holder, std::int64_t global_unit,
+                                 const std::vector<double>& got) {
+  const auto place = std::find_if(got.begin(), got.end(), [](double v) { return !std::isfinite(v); });
+  if (place == got.end()) {
+    return;
+  }
+  Fail(holder);
+  if (corruption_.empty()) {
+    corruption_ = fmt::format("{} at {}, element {} of its slice, on rank {}",
+                              std::isnan(*place) ? "NaN" : "Inf", UnitName(global_unit), place - got.begin(),
+                              fmt::join(holder.ranks, " + "));
+  }
+}
+
+void TensorJudge::CompareReplicas(const Diagnosis::Unit& unit, std::int64_t global_unit) {
+  std::vector<Axis> replicating;
+  for (const Axis axis : observed_.mesh().axes) {
+    if (PlacementOn(observed_.claim().placements, axis).kind == Placement::Kind::kReplicate) {
+      replicating.push_back(axis);
+    }
+  }
+  for (std::size_t i = 0; i < unit.holders.size(); ++i) {
+    for (const std::size_t replica : observed_.Replicas(unit.holders[i], observed_.mesh(), replicating)) {
+      const auto place = std::find(unit.holders.begin(), unit.holders.end(), replica);
+      if (replica <= unit.holders[i] || place == unit.holders.end()) {
+        continue;
+      }
+      const auto& other = unit.got[static_cast<std::size_t>(place - unit.holders.begin())];
+      std::vector<double> difference(other.size());
+      std::transform(other.begin(), other.end(), unit.got[i].begin(), difference.begin(), std::minus<>());
+      const double norm = L2(difference);
+      replica_difference_ = std::max(replica_difference_, norm);
+      if (norm > 2.0 * unit.allowed[i]) {
+        Fail(observed_.holders()[unit.holders[i]]);
+        Fail(observed_.holders()[replica]);
+        if (worst_.empty()) {
+          worst_ = fmt::format("replicas differ at {}", UnitName(global_unit));
+        }
+      }
+    }
+  }
+}
+
+void TensorJudge::JudgeUnit(std::int64_t global_unit, const Matrix& value, const Matrix& deviation) {
+  Diagnosis::Unit unit;
+  bool finite = true;
+  for (std::size_t h = 0; h < observed_.holders().size(); ++h) {
+    const ObservedTensor::Holder& holder = observed_.holders()[h];
+    const std::int64_t local = observed_.LocalUnit(holder, global_unit);
+    if (local < 0) {
+      continue;
+    }
+    std::vector<double> got = observed_.ReadUnit(holder, local);
+    if (got.empty()) {
+      continue;
+    }
+    // The unit's own dimensions are the last one or two of the slice.
+    const auto& index = holder.slice.index;
+    const std::size_t dims = index.size() - (observed_.HasUnits() ? 1 : 0);
+    const auto& columns = index.back();
+    const std::size_t rows = dims == 2 ? index[index.size() - 2].size() : 1;
+    std::vector<double> want;
+    std::vector<double> sd;
+    want.reserve(got.size());
+    for (std::size_t row = 0; row < rows; ++row) {
+      const Eigen::Index r = dims == 2 ? index[index.size() - 2][row] : 0;
+      for (const std::int64_t column : columns) {
+        want.push_back(value(r, column));
+        sd.push_back(deviation(r, column));
+      }
+    }
+    NoteCorruption(holder, global_unit, got);
+    std::vector<double> difference(got.size());
+    std::transform(got.begin(), got.end(), want.begin(), difference.begin(), std::minus<>());
+    const double error = L2(difference);
+    const double want_norm = L2(want);
+    const double deviation_norm = L2(sd);
+    const double allowed = AllowedError(want_norm, deviation_norm);
+    ++units_judged_;
+    want_squares_ += want_norm * want_norm;
+    const bool useful = kSafety * deviation_norm < kLargestUsefulTolerance * want_norm;
+    if (useful) {
+      ++useful_units_;
+      measured_.bound = std::max(measured_.bound, deviation_norm / want_norm);
+      measured_.error = std::isfinite(error) ? std::max(measured_.error, error / want_norm) : INFINITY;
+      measured_.ratio = std::max(measured_.ratio, error / deviation_norm);
+    }
+    const double relative = want_norm > 0.0 ? error / want_norm : (error > 0.0 ? INFINITY : 0.0);
+    for (const std::int64_t rank : holder.ranks) {
+      error_of_rank_[rank] = std::max(error_of_rank_[rank], relative);
+    }
+    const bool wrong = !(error <= allowed);  // NaN is wrong
+    if (wrong) {
+      Fail(holder);
+    }
+    const double excess = allowed > 0.0 ? error / allowed : (error > 0.0 ? INFINITY : 0.0);
+    if (worst_.empty() || !(excess <= worst_excess_)) {
+      worst_excess_ = excess;
+      worst_ = fmt::format("{} on rank {}", UnitName(global_unit), fmt::join(holder.ranks, " + "));
+      finding_.error = relative;
+      finding_.tolerance = want_norm > 0.0 ? allowed / want_norm : allowed;
+    }
+    finite = finite && std::isfinite(error);
+    unit.holders.push_back(h);
+    unit.got.push_back(std::move(got));
+    unit.want.push_back(std::move(want));
+    unit.allowed.push_back(allowed);
+  }
+  if (finite) {
+    CompareReplicas(unit, global_unit);
+    diagnosis_.Add(unit);
+  }
+}
+
+Finding TensorJudge::Finish() {
+  std::sort(finding_.ranks.begin(), finding_.ranks.end());
+  if (finding_.verdict != Verdict::kFail) {
+    return finding_;
+  }
+  std::vector<std::string> errors;
+  for (const std::int64_t rank : finding_.ranks) {
+    if (errors.size() == 4) {
+      errors.push_back(fmt::format("and {} more ranks", finding_.ranks.size() - 4));
+      break;
+    }
+    errors.push_back(fmt::format("{:.2e} (rank {})", error_of_rank_[rank], rank));
+  }
+  finding_.evidence.push_back(fmt::format("what   {} is off by {}; allowed {:.1e}; worst: {}",
+                                          finding_.tensor, fmt::join(errors, ", "), finding_.tolerance,
+                                          worst_));
+  if (options_.golden != nullptr && tolerance_) {
+    const auto& entry = options_.golden->tolerances.at(dtype_).at(finding_.tensor);
+    finding_.evidence.push_back(
+        fmt::format("       clean runs reach {:.1e}{}", entry.noise_floor,
+                    entry.fault_floor
+                        ? fmt::format("; the smallest planted fault gives {:.1e}", *entry.fault_floor)
+                        : ""));
+  }
+  if (!corruption_.empty()) {
+    finding_.cause = Cause::kCorruption;
+    finding_.text = corruption_;
+    return finding_;
+  }
+  diagnosis_.Explain(finding_);
+  return finding_;
+}
+
+
+}  // namespace
+
+namespace {
+
+// Runs the steps of Judge in order; holds what they share.
+class DumpJudge {
+ public:
+  DumpJudge(const Dump& dump, const TensorSource& problem, const JudgeOptions& options)
+      : dump_(dump),
+        manifest_(dump.manifest),
+        options_(options),
+        problem_(MakeProblem(dump.manifest.model, problem)) {}
+
+  Judgement Run();
+
+ private:
+  void CompareRouting();
+  void CompareCounts(const reference::StepResult& want);
+  void JudgeWhole(const std::string& name, const Estimate& want);
+  void CheckThatSomethingWasTested(const reference::StepResult& want);
+  TensorJudge* JudgeOf(const std::string& name);
+  void Vacuous(const std::string& tensor, const std::string& text);
+  double RoutingBound() const;
+
+  const Dump& dump_;
+  const Manifest& manifest_;
+  const JudgeOptions& options_;
+  reference::Problem problem_;
+  reference::Routing own_routing_;
+  std::optional<reference::Routing> observed_routing_;
+  std::map<std::string, std::unique_ptr<TensorJudge>> judges_;
+  Judgement judgement_;
+};
+
+TensorJudge* DumpJudge::JudgeOf(const std::string& name) {
+  const auto found = judges_.find(name);
+  return found == judges_.end() ? nullptr : found->second.get();
+}
+
+void DumpJudge::Vacuous(const std::string& tensor, const std::string& text) {
+  judgement_.findings.push_back({.tensor = tensor, .verdict = Verdict::kVacuous, .text = text});
+}
+
+// How far rounding may move a selection score against another: logits of size z are off by a few units of
+// round-off of the dtype they are made in, and no score function is steeper than 1/4.
+double DumpJudge::RoutingBound() const {
+  const Matrix logits = problem_.x_TD * problem_.gate_ED.transpose();
+  const double largest = logits.size() > 0 ? logits.cwiseAbs().maxCoeff() : 0.0;
+  const double unit = std::max(UnitRoundoff(manifest_.dtype),
+                               RoundingOf(manifest_.dtype, manifest_.casts, 1).logits);
+  return 2.0 * unit * (1.0 + largest);
+}
+
+void DumpJudge::CompareRouting() {
+  own_routing_ = reference::Route(manifest_.model, problem_.x_TD, problem_.gate_ED, problem_.gate_bias_E,
+                                  problem_.expert_bias_E);
+  judgement_.slots = manifest_.model.tokens * manifest_.model.top_k;
+  judgement_.smallest_margin = own_routing_.margin_T.minCoeff();
+  if (!manifest_.tensors.contains("topk_expert_TK")) {
+    judgement_.notes.emplace_back("topk_expert_TK was not dumped, so routing was not compared on its own");
+    return;
+  }
+  judgement_.routing_compared = true;
+  const ObservedTensor observed(dump_, "topk_expert_TK");
+  Finding finding{.tensor = "topk_expert_TK"};
+  reference::Routing routing = own_routing_;
+  std::int64_t flips = 0;
+  std::int64_t ties = 0;
+  for (const ObservedTensor::Holder& holder : observed.holders()) {
+    for (std::int64_t row = 0; row < observed.UnitsOf(holder); ++row) {
+      const std::int64_t token = observed.GlobalUnit(holder, row);
+      const std::vector<double> got = observed.ReadUnit(holder, row);
+      const std::set<std::int64_t> chosen(got.begin(), got.end());
+      if (chosen.size() != got.size() || *chosen.begin() < 0 || *chosen.rbegin() >= manifest_.model.experts) {
+        throw Error(dump_.name, fmt::format("topk_expert_TK of token {} on rank {} is [{}]; it must name {} "
+                                            "different experts from 0 to {}",
+                                            token, holder.ranks.front(), fmt::join(got, ", "),
+                                            manifest_.model.top_k, manifest_.model.experts - 1));
+      }
+      const auto own = own_routing_.topk_expert_TK.row(token);
+      if (chosen == std::set<std::int64_t>(own.begin(), own.end())) {
+        continue;
+      }
+      for (std::size_t k = 0; k < got.size(); ++k) {
+        routing.topk_expert_TK(token, static_cast<Eigen::Index>(k)) = static_cast<std::int64_t>(got[k]);
+      }
+      if (own_routing_.margin_T(token) <= RoutingBound()) {
+        ++ties;
+        continue;
+      }
+      ++flips;
+      if (finding.verdict == Verdict::kPass) {
+        finding.verdict = Verdict::kFail;
+        finding.cause = Cause::kUnexplained;
+        finding.text = fmt::format("token {} goes to experts {}, not {}", token, fmt::join(chosen, ", "),
+                                   fmt::join(own.begin(), own.end(), ", "));
+        finding.evidence.push_back(fmt::format("what   its margin {:.1e} is clear of the rounding bound {:.1e}",
+                                               own_routing_.margin_T(token), RoutingBound()));
+      }
+      finding.ranks.insert(finding.ranks.end(), holder.ranks.begin(), holder.ranks.end());
+    }
+  }
+  std::sort(finding.ranks.begin(), finding.ranks.end());
+  finding.ranks.erase(std::unique(finding.ranks.begin(), finding.ranks.end()), finding.ranks.end());
+  finding.error = static_cast<double>(flips) / static_cast<double>(manifest_.model.tokens);
+  if (flips + ties > 0) {
+    observed_routing_ = routing;
+    judgement_.notes.push_back(fmt::format("{} tokens are routed otherwise than in the reference ({} of them "
+                                           "ties within rounding); the gradients are judged with the observed "
+                                           "routing",
+                                           flips + ties, ties));
+  }
+  judgement_.findings.push_back(std::move(finding));
+}
+
+void DumpJudge::CompareCounts(const reference::StepResult& want) {
+  if (!manifest_.tensors.contains("tokens_per_expert_E")) {
+    return;
+  }
+  const ObservedTensor observed(dump_, "tokens_per_expert_E");
+  Finding finding{.tensor = "tokens_per_expert_E"};
+  for (const ObservedTensor::Holder& holder : observed.holders()) {
+    const std::vector<double> got = observed.ReadUnit(holder, 0);
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      const std::int64_t expert = holder.slice.index[0][i];
+      const auto wanted = static_cast<double>(want.tokens_per_expert_E[static_cast<std::size_t>(expert)]);
+      if (got[i] == wanted) {  // counts are whole numbers, exact in double
+        continue;
+      }
+      if (finding.verdict == Verdict::kPass) {
+        finding.verdict = Verdict::kFail;
+        finding.cause = Cause::kUnexplained;
+        finding.text = fmt::format("expert {} counts {} tokens, not {}", expert, got[i], wanted);
+      }
+      finding.error = std::max(finding.error, std::abs(got[i] - wanted) / std::max(1.0, wanted));
+      finding.ranks.insert(finding.ranks.end(), holder.ranks.begin(), holder.ranks.end());
+    }
+  }
+  std::sort(finding.ranks.begin(), finding.ranks.end());
+  finding.ranks.erase(std::unique(finding.ranks.begin(), finding.ranks.end()), finding.ranks.end());
+  judgement_.findings.push_back(std::move(finding));
+}
+
+void DumpJudge::JudgeWhole(const std::string& name, const Estimate& want) {
+  TensorJudge* judge = JudgeOf(name);
+  if (judge == nullptr) {
+    return;
+  }
+  if (!judge->observed().HasUnits()) {
+    judge->JudgeUnit(0, want.value, want.deviation);
+    return;
+  }
+  for (Eigen::Index unit = 0; unit < want.value.rows(); ++unit) {
+    judge->JudgeUnit(unit, want.value.row(unit), want.deviation.row(unit));
+  }
+}
+
+void DumpJudge::CheckThatSomethingWasTested(const reference::StepResult& want) {
+  const auto& missing = manifest_.not_dumped;
+  for (const TensorInfo& result : ResultsOf(manifest_.model)) {
+    if (manifest_.tensors.contains(result.name)) {
+      continue;
+    }
+    if (std::find(missing.begin(), missing.end(), result.name) == missing.end()) {
+      Vacuous(result.name, fmt::format("{} is owed by the model and neither dumped nor named in not_dumped",
+                                       result.name));
+    } else {
+      judgement_.notes.push_back(fmt::format("{} was not dumped and so not judged", result.name));
+    }
+  }
+  for (const auto& [name, judge] : judges_) {
+    const auto finding = std::find_if(judgement_.findings.begin(), judgement_.findings.end(),
+                                      [&](const Finding& f) { return f.tensor == name; });
+    if (finding->verdict != Verdict::kPass || judge->proves_something()) {
+      continue;
+    }
+    finding->verdict = Verdict::kVacuous;
+    finding->text = judge->want_norm() == 0.0
+                        ? fmt::format("{} is zero in the reference and proves nothing", name)
+                        : fmt::format("{} is no larger than its rounding error in this dtype and proves "
+                                      "nothing",
+                                      name);
+  }
+  for (std::size_t e = 0; e < want.tokens_per_expert_E.size(); ++e) {
+    const auto expert = static_cast<std::int64_t>(e);
+    const auto& idle = options_.idle_experts;
+    if (want.tokens_per_expert_E[e] > 0 || std::find(idle.begin(), idle.end(), expert) != idle.end()) {
+      continue;
+    }
+    const std::string text =
+        fmt::format("expert {} got no tokens, so its gradients are zero and prove nothing", expert);
+    if (options_.contract == nullptr) {
+      judgement_.notes.push_back(text);
+    } else {
+      Vacuous("tokens_per_expert_E", text + "; change the seed, raise tokens, or list it in idle_experts");
+    }
+  }
+}
+
+Judgement DumpJudge::Run() {
+  CompareRouting();
+  std::vector<std::string> order;
+  for (const TensorInfo& result : ResultsOf(manifest_.model)) {
+    if (manifest_.tensors.contains(result.name)) {
+      order.push_back(result.name);
+      judges_[result.name] = std::make_unique<TensorJudge>(dump_, result.name, options_);
+    }
+  }
+  reference::StepOptions step{
+      .rounding = RoundingOf(manifest_.dtype, manifest_.casts, manifest_.WorldSize()),
+      .forced_routing = observed_routing_ ? &*observed_routing_ : nullptr};
+  if (options_.contract == nullptr) {
+    // A foreign step may keep its logits in the dtype it stores in.
+    step.rounding->logits = std::max(step.rounding->logits, step.rounding->store);
+  }
+  const auto on_expert = [&](const reference::ExpertGradients& gradients) {
+    const auto judge = [&](const std::string& name, const Estimate& want) {
+      if (TensorJudge* tensor = JudgeOf(name)) {
+        tensor->JudgeUnit(gradients.expert, want.value, want.deviation);
+      }
+    };
+    judge("d_w1_EFD", gradients.d_w1_FD);
+    judge("d_w3_EFD", gradients.d_w3_FD);
+    judge("d_w2_EDF", gradients.d_w2_DF);
+  };
+  const reference::StepResult want = reference::RunStep(manifest_.model, problem_, step, on_expert);
+  JudgeWhole("y_TD", want.y_TD);
+  JudgeWhole("d_x_TD", want.d_x_TD);
+  JudgeWhole("d_gate_ED", want.d_gate_ED);
+  JudgeWhole("d_gate_bias_E", want.d_gate_bias_E);
+  JudgeWhole("d_shared_w1_FD", want.d_shared_w1_FD);
+  JudgeWhole("d_shared_w3_FD", want.d_shared_w3_FD);
+  JudgeWhole("d_shared_w2_DF", want.d_shared_w2_DF);
+  JudgeWhole("d_shared_gate_D", want.d_shared_gate_D);
+  CompareCounts(want);
+  for (const std::string& name : order) {
+    judgement_.findings.push_back(judges_.at(name)->Finish());
+    judgement_.measured[name] = judges_.at(name)->measured();
+  }
+  CheckThatSomethingWasTested(want);
+  const auto has = [&](Verdict verdict) {
+    return std::any_of(judgement_.findings.begin(), judgement_.findings.end(),
+                       [&](const Finding& f) { return f.verdict == verdict; });
+  };
+  judgement_.verdict = has(Verdict::kFail)      ? Verdict::kFail
+                       : has(Verdict::kVacuous) ? Verdict::kVacuous
+                                                : Verdict::kPass;
+  return judgement_;
+}
+
+}  // namespace
+
+Judgement Judge(const Dump& dump, const TensorSource& problem, const JudgeOptions& options) {
+  return DumpJudge(dump, problem, options).Run();
+}
+
+}  // namespace moe
