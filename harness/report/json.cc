@@ -1,0 +1,135 @@
+#include <tinyxml2.h>
+
+#include <cmath>
+
+#include "harness/base/error.h"
+#include "harness/report/result.h"
+
+namespace moe {
+namespace {
+
+Json AxesJson(const std::vector<Axis>& axes) {
+  Json json = Json::array();
+  for (const Axis axis : axes) {
+    json.push_back(std::string(ToText(axis)));
+  }
+  return json;
+}
+
+Json NumberJson(double number) { return std::isfinite(number) ? Json(number) : Json(nullptr); }
+
+Json ToJson(const Finding& finding) {
+  Json json;
+  json["tensor"] = finding.tensor;
+  json["verdict"] = std::string(ToText(finding.verdict));
+  json["cause"] = finding.cause == Cause::kNone ? Json(nullptr) : Json(std::string(ToText(finding.cause)));
+  json["axes"] = AxesJson(finding.axes);
+  if (finding.factor) {
+    json["factor"] = NumberJson(*finding.factor);
+  }
+  json["error"] = NumberJson(finding.error);
+  json["tolerance"] = NumberJson(finding.tolerance);
+  json["residual"] = NumberJson(finding.residual);
+  json["ranks"] = finding.ranks;
+  json["candidates"] = Json::array();
+  for (const CauseCandidate& candidate : finding.candidates) {
+    Json entry;
+    entry["cause"] = std::string(ToText(candidate.cause));
+    entry["axes"] = AxesJson(candidate.axes);
+    json["candidates"].push_back(std::move(entry));
+  }
+  json["text"] = finding.text;
+  return json;
+}
+
+Json ToJson(const Result& result) {
+  Json json;
+  json["id"] = result.id;
+  json["dtype"] = result.dtype;
+  json["backend"] = result.backend.empty() ? Json(nullptr) : Json(result.backend);
+  json["fault"] = result.fault ? Json(*result.fault) : Json(nullptr);
+  json["verdict"] = std::string(ToText(result.verdict));
+  json["findings"] = Json::array();
+  for (const Finding& finding : result.judgement.findings) {
+    json["findings"].push_back(ToJson(finding));
+  }
+  json["planted"] = Json::array();
+  for (const PlantedOutcome& planted : result.planted) {
+    Json entry;
+    entry["fault"] = planted.fault;
+    entry["as_wanted"] = planted.as_wanted;
+    entry["said"] = planted.said;
+    json["planted"].push_back(std::move(entry));
+  }
+  json["notes"] = result.judgement.notes;
+  json["text"] = Headline(result);
+  json["repro"] = result.repro;
+  return json;
+}
+
+}  // namespace
+
+Json ToJson(const std::vector<Result>& results, const Summary& summary) {
+  Json json;
+  json["schema"] = 1;
+  json["results"] = Json::array();
+  for (const Result& result : results) {
+    json["results"].push_back(ToJson(result));
+  }
+  Json& node = json["summary"];
+  node["listed"] = summary.listed;
+  node["passed"] = summary.passed;
+  node["failed"] = summary.failed;
+  node["vacuous"] = summary.vacuous;
+  node["skipped"] = summary.skipped;
+  node["error"] = summary.error;
+  return json;
+}
+
+void WriteJUnit(const std::string& path, const std::vector<Result>& results, const Summary& summary) {
+  tinyxml2::XMLDocument document;
+  document.InsertFirstChild(document.NewDeclaration());
+  tinyxml2::XMLElement* suite = document.NewElement("testsuite");
+  document.InsertEndChild(suite);
+  suite->SetAttribute("name", "moegate");
+  suite->SetAttribute("tests", static_cast<std::int64_t>(results.size()));
+  suite->SetAttribute("failures", summary.failed + summary.vacuous);
+  suite->SetAttribute("errors", summary.error);
+  suite->SetAttribute("skipped", summary.skipped);
+  for (const Result& result : results) {
+    tinyxml2::XMLElement* test = suite->InsertNewChildElement("testcase");
+    const std::size_t at = result.id.find('@');
+    test->SetAttribute("classname", at == std::string::npos ? "dump" : result.id.substr(at + 1).c_str());
+    const std::string name = result.id.substr(0, at) + " " + result.dtype;
+    test->SetAttribute("name", name.c_str());
+    test->SetAttribute("time", result.seconds);
+    tinyxml2::XMLElement* properties = test->InsertNewChildElement("properties");
+    const auto property = [&](const char* key, const std::string& value) {
+      tinyxml2::XMLElement* element = properties->InsertNewChildElement("property");
+      element->SetAttribute("name", key);
+      element->SetAttribute("value", value.c_str());
+    };
+    property("verdict", std::string(ToText(result.verdict)));
+    property("backend", result.backend);
+    property("repro", result.repro);
+    const auto child = [&](const char* tag) {
+      tinyxml2::XMLElement* element = test->InsertNewChildElement(tag);
+      element->SetAttribute("message", Headline(result).c_str());
+      if (result.verdict != Verdict::kSkipped) {
+        element->SetText(ToText(result).c_str());
+      }
+    };
+    switch (result.verdict) {
+      case Verdict::kPass: break;
+      case Verdict::kFail:
+      case Verdict::kVacuous: child("failure"); break;
+      case Verdict::kSkipped: child("skipped"); break;
+      case Verdict::kError: child("error"); break;
+    }
+  }
+  if (document.SaveFile(path.c_str()) != tinyxml2::XML_SUCCESS) {
+    throw Error(path, "cannot be written");
+  }
+}
+
+}  // namespace moe

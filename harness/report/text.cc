@@ -1,0 +1,187 @@
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "harness/report/result.h"
+
+namespace moe {
+namespace {
+
+// The gate is what drifts apart unnoticed, so it is named first; then by how far off a tensor is.
+const Finding* WorstFinding(const Result& result) {
+  const Finding* worst = nullptr;
+  const auto rank = [](const Finding& f) {
+    return f.tensor == "topk_expert_TK" ? 0 : f.tensor == "d_gate_ED" ? 1 : 2;
+  };
+  for (const Finding& finding : result.judgement.findings) {
+    if (finding.verdict != result.verdict) {
+      continue;
+    }
+    const bool named = finding.cause != Cause::kUnexplained && finding.cause != Cause::kNone;
+    const auto order = std::make_tuple(rank(finding), named ? 0 : 1, -finding.error);
+    if (worst == nullptr) {
+      worst = &finding;
+      continue;
+    }
+    const bool worst_named = worst->cause != Cause::kUnexplained && worst->cause != Cause::kNone;
+    if (order < std::make_tuple(rank(*worst), worst_named ? 0 : 1, -worst->error)) {
+      worst = &finding;
+    }
+  }
+  return worst;
+}
+
+std::string Label(Verdict verdict) {
+  std::string label(ToText(verdict));
+  std::transform(label.begin(), label.end(), label.begin(), [](char c) { return std::toupper(c); });
+  return label;
+}
+
+std::string RoomText(const Result& result) {
+  const Finding* tightest = nullptr;
+  for (const Finding& finding : result.judgement.findings) {
+    if (finding.tolerance > 0.0 &&
+        (tightest == nullptr || finding.error / finding.tolerance > tightest->error / tightest->tolerance)) {
+      tightest = &finding;
+    }
+  }
+  if (tightest == nullptr) {
+    return "";
+  }
+  return fmt::format("worst {} {:.1e} of {:.1e}", tightest->tensor, tightest->error, tightest->tolerance);
+}
+
+std::string FineLine(const Result& result) {
+  std::vector<std::string> parts;
+  const Judgement& judgement = result.judgement;
+  if (judgement.routing_compared &&
+      std::all_of(judgement.findings.begin(), judgement.findings.end(), [](const Finding& f) {
+        return f.tensor != "topk_expert_TK" || f.verdict == Verdict::kPass;
+      })) {
+    parts.push_back(fmt::format("routing identical ({} slots, margin {:.1e})", judgement.slots,
+                                judgement.smallest_margin));
+  }
+  for (const Finding& finding : judgement.findings) {
+    if (finding.verdict == Verdict::kPass && finding.tolerance > 0.0) {
+      parts.push_back(fmt::format("{} {:.1e}", finding.tensor, finding.error));
+    }
+  }
+  return fmt::format("{}", fmt::join(parts, "  "));
+}
+
+std::string PlantedText(const Result& result) {
+  if (result.planted.empty()) {
+    return "";
+  }
+  const auto right = std::count_if(result.planted.begin(), result.planted.end(),
+                                   [](const PlantedOutcome& p) { return p.as_wanted; });
+  return fmt::format("  faults told {}/{}", right, result.planted.size());
+}
+
+}  // namespace
+
+std::string Headline(const Result& result) {
+  if (result.verdict == Verdict::kPass) {
+    return RoomText(result) + PlantedText(result);
+  }
+  if (const Finding* finding = WorstFinding(result)) {
+    std::string headline = finding->text.starts_with(finding->tensor)
+                               ? finding->text
+                               : fmt::format("{}: {}", finding->tensor, finding->text);
+    // A cause that several tensors share is said once.
+    std::vector<std::string> others;
+    for (const Finding& other : result.judgement.findings) {
+      if (&other != finding && other.verdict == finding->verdict) {
+        others.push_back(other.text == finding->text ? other.tensor + " too" : other.tensor);
+      }
+    }
+    return others.empty() ? headline : fmt::format("{} (also {})", headline, fmt::join(others, ", "));
+  }
+  for (const PlantedOutcome& planted : result.planted) {
+    if (!planted.as_wanted) {
+      return fmt::format("planted '{}' was told wrong: {}", planted.fault, planted.said);
+    }
+  }
+  return result.text;
+}
+
+std::string ToText(const Result& result) {
+  const std::string head = fmt::format("{:<7}  {} {}{}", Label(result.verdict), result.id, result.dtype,
+                                       result.fault ? fmt::format(" with '{}'", *result.fault) : "");
+  if (result.verdict == Verdict::kPass || result.verdict == Verdict::kSkipped) {
+    std::string text = fmt::format("{}   {}\n", head, Headline(result));
+    for (const std::string& note : result.judgement.notes) {
+      text += fmt::format("  note   {}\n", note);
+    }
+    return text;
+  }
+  std::string text = fmt::format("{}   {}\n", head, Headline(result));
+  if (result.verdict == Verdict::kError) {
+    return text + (result.repro.empty() ? "" : fmt::format("  repro  {}\n", result.repro));
+  }
+  text += '\n';
+  for (const Finding& finding : result.judgement.findings) {
+    if (finding.verdict == Verdict::kPass) {
+      continue;
+    }
+    if (!finding.text.empty() && Headline(result).rfind(finding.tensor, 0) != 0) {
+      text += fmt::format("  {}: {}\n", finding.tensor, finding.text);
+    }
+    for (const std::string& sentence : finding.evidence) {
+      text += fmt::format("  {}\n", sentence);
+    }
+  }
+  for (const PlantedOutcome& planted : result.planted) {
+    if (!planted.as_wanted) {
+      text += fmt::format("  fault  '{}': {}\n", planted.fault, planted.said);
+    }
+  }
+  if (const std::string fine = FineLine(result); !fine.empty()) {
+    text += fmt::format("  fine   {}\n", fine);
+  }
+  for (const std::string& note : result.judgement.notes) {
+    text += fmt::format("  note   {}\n", note);
+  }
+  text += fmt::format("\n  repro  {}\n\n", result.repro);
+  return text;
+}
+
+std::string ToText(const Summary& s) {
+  const bool good = ExitStatus(s) == 0;
+  return fmt::format("{} listed: {} passed, {} failed, {} vacuous, {} skipped, {} error{}: gate {}", s.listed,
+                     s.passed, s.failed, s.vacuous, s.skipped, s.error,
+                     s.planted == 0 ? ""
+                                    : fmt::format("; planted faults told right {}/{}", s.planted_as_wanted,
+                                                  s.planted),
+                     good ? "PASSED" : "FAILED");
+}
+
+Summary Summarize(const std::vector<Result>& results, std::int64_t listed) {
+  Summary summary{.listed = listed};
+  for (const Result& result : results) {
+    switch (result.verdict) {
+      case Verdict::kPass: ++summary.passed; break;
+      case Verdict::kFail: ++summary.failed; break;
+      case Verdict::kVacuous: ++summary.vacuous; break;
+      case Verdict::kSkipped: ++summary.skipped; break;
+      case Verdict::kError: ++summary.error; break;
+    }
+    for (const PlantedOutcome& planted : result.planted) {
+      ++summary.planted;
+      summary.planted_as_wanted += planted.as_wanted ? 1 : 0;
+    }
+  }
+  return summary;
+}
+
+int ExitStatus(const Summary& summary) {
+  if (summary.error > 0) {
+    return 2;
+  }
+  // Nothing listed is nothing shown.
+  return summary.listed > 0 && summary.passed == summary.listed ? 0 : 1;
+}
+
+}  // namespace moe
