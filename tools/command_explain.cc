@@ -1,0 +1,99 @@
+// moegate explain: the problem of a case, its meshes, and the contract of its layouts as a table.
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+#include "tools/commands.h"
+#include "tools/selection.h"
+
+namespace moe {
+namespace {
+
+void PrintMesh(const Mesh& mesh, MeshKind kind) {
+  std::vector<std::string> axes;
+  std::vector<std::string> groups;
+  for (const Axis axis : mesh.axes) {
+    axes.push_back(fmt::format("{} {}", ToText(axis), mesh.SizeOf(axis)));
+    if (mesh.SizeOf(axis) == 1) {
+      continue;
+    }
+    std::vector<std::string> of_axis;
+    for (std::int64_t rank = 0; rank < mesh.WorldSize(); ++rank) {
+      const auto group = mesh.GroupOf(rank, {axis});
+      if (group.front() == rank) {
+        of_axis.push_back(fmt::format("{{{}}}", fmt::join(group, ",")));
+      }
+    }
+    groups.push_back(fmt::format("    {:<12} {}", ToText(axis), fmt::join(of_axis, " ")));
+  }
+  fmt::print("  {} mesh: {}\n", ToText(kind), fmt::join(axes, ", "));
+  for (const std::string& line : groups) {
+    fmt::print("{}\n", line);
+  }
+}
+
+void PrintContract(const StepContract& contract) {
+  fmt::print("  {:<16} {:<14} {:<34} {:<28} {}\n", "tensor", "shape", "placement when the step is over",
+             "sums owed", "whole already");
+  for (const ContractTensor& tensor : contract.tensors) {
+    std::vector<std::string> placements;
+    for (const auto& [axis, placement] : tensor.placements) {
+      placements.push_back(fmt::format("{} {}", ToText(axis), ToText(placement)));
+    }
+    const auto names = [](const std::vector<Axis>& axes) {
+      std::vector<std::string> texts;
+      for (const Axis axis : axes) {
+        texts.push_back(fmt::format("@{}", ToText(axis)));
+      }
+      return fmt::format("{}", fmt::join(texts, " "));
+    };
+    fmt::print("  {:<16} {:<14} {:<34} {:<28} {}\n", tensor.name,
+               tensor.result ? ToText(tensor.shape) : "(inside)",
+               tensor.result ? fmt::format("{}", fmt::join(placements, ", ")) : "", names(tensor.owed),
+               names(tensor.settled));
+  }
+}
+
+}  // namespace
+
+int Explain(const CommonOptions& common, const std::string& target) {
+  for (const SelectedCase& selected : Select(common.cases_folder, {target})) {
+    const CaseSpec& spec = selected.spec;
+    const Model& m = spec.model;
+    fmt::print("{}\n  {}\n  {}\n\n", spec.name, spec.why, spec.source);
+    fmt::print("  T {} tokens, D {} d_model, F {} d_expert, E {} experts, K {} top_k, shared {}\n", m.tokens,
+               m.d_model, m.d_expert, m.experts, m.top_k, m.d_shared);
+    fmt::print("  {} scores, applied {}{}{}, scale {}{}{}\n", ToText(m.score_function),
+               m.score_placement == ScorePlacement::kBeforeExperts ? "before the experts" : "after the experts",
+               m.route_norm ? ", normalised" : "", m.gate_bias ? ", gate bias" : "", m.route_scale,
+               m.expert_bias ? ", expert bias" : "",
+               m.expert_groups > 1 ? fmt::format(", best {} of {} groups", m.limited_groups, m.expert_groups)
+                                   : "");
+    fmt::print("  program: tp_backward {}, dp_reduction {}\n", ToText(spec.program.tp_backward),
+               ToText(spec.program.dp_reduction));
+    for (const Layout& layout : selected.layouts) {
+      const StepContract contract = MakeContract(m, layout, spec.program);
+      fmt::print("\n{}@{}: {} ranks\n", spec.name, ToText(layout), layout.WorldSize());
+      PrintMesh(contract.meshes.dense, MeshKind::kDense);
+      PrintMesh(contract.meshes.expert, MeshKind::kExpert);
+      fmt::print("\n");
+      PrintContract(contract);
+      for (const MustCatch& wanted : spec.must_catch) {
+        if (wanted.on == layout) {
+          fmt::print("  must catch  '{}'{}\n", ToText(wanted.fault),
+                     wanted.cause.empty() ? "" : fmt::format(" as {} of {}", wanted.cause, wanted.tensor));
+        }
+      }
+      for (const MustPass& wanted : spec.must_pass) {
+        if (wanted.on == layout) {
+          fmt::print("  must pass   '{}'\n", ToText(wanted.fault));
+        }
+      }
+    }
+  }
+  return 0;
+}
+
+}  // namespace moe

@@ -1,0 +1,50 @@
+// The commands of moegate, one function and one file each.
+#pragma once
+
+#include <chrono>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "harness/base/dtype.h"
+#include "harness/report/result.h"
+
+namespace moe {
+
+struct CommonOptions {
+  std::string cases_folder;
+  std::string golden_folder;
+};
+
+struct OutputOptions {
+  bool json = false;                 // results as JSON on standard output instead of text
+  std::optional<std::string> junit;  // and as JUnit XML in this file
+};
+
+struct RunCommand {
+  std::vector<std::string> select;
+  std::string layout;  // instead of the cases' own
+  std::string dtype;   // instead of the cases' own
+  std::string backend = "threads";
+  std::string fault;   // planted in every run
+  std::optional<std::string> dump_folder;
+  double deadline_seconds = 20.0;
+};
+
+struct RegenCommand {
+  std::vector<std::string> select;
+  bool accept = false;  // also write what is wider than before
+};
+
+// Each returns the exit status: 0, 1 or 2 as in DESIGN. They throw Error, which is status 2.
+int List(const CommonOptions& common, const std::vector<std::string>& select, bool json);
+int Explain(const CommonOptions& common, const std::string& target);
+int Inputs(const CommonOptions& common, const std::string& name, const std::string& folder, Dtype dtype);
+int Check(const CommonOptions& common, const std::vector<std::string>& dumps, const OutputOptions& output);
+int Run(const CommonOptions& common, const RunCommand& command, const OutputOptions& output);
+int Regen(const CommonOptions& common, const RegenCommand& command);
+
+// Prints the summary line or the JSON, writes the JUnit file, and returns the exit status.
+int Finish(const std::vector<Result>& results, std::int64_t listed, const OutputOptions& output);
+
+}  // namespace moe
