@@ -172,39 +172,48 @@ bool ShowChanges(const std::optional<Golden>& old_golden, const Golden& golden) 
   return wider;
 }
 
+// Regenerates one golden file; whether it was written.
+bool RegenerateOne(const CommonOptions& common, const CaseSpec& spec, bool accept) {
+  std::vector<std::string> remarks;
+  const Golden golden = Regenerate(spec, remarks);
+  const std::string path = GoldenPath(common.golden_folder, spec);
+  std::optional<Golden> old_golden;
+  if (std::filesystem::exists(path)) {
+    old_golden = ParseGolden(ReadJsonFile(path), path);
+  }
+  const bool wider = ShowChanges(old_golden, golden);
+  for (const std::string& remark : remarks) {
+    fmt::print("  note: {}\n", remark);
+  }
+  std::fflush(stdout);
+  // The loader's own checks: a case without room between noise and faults is refused here, not loosened.
+  const Json json = ToJson(golden);
+  ParseGolden(json, path);
+  if (wider && !accept) {
+    fmt::print("  not written: a tolerance would get wider; look why, then pass --accept\n");
+    return false;
+  }
+  std::filesystem::create_directories(std::filesystem::path(path).parent_path());
+  WriteJsonFile(path, json);
+  fmt::print("  written to {}\n", path);
+  return true;
+}
+
 }  // namespace
 
 int Regen(const CommonOptions& common, const RegenCommand& command) {
-  bool refused = false;
+  int status = 0;
   for (const SelectedCase& selected : Select(common.cases_folder, command.select)) {
-    const CaseSpec& spec = selected.spec;
-    fmt::print("{}\n", spec.name);
+    fmt::print("{}\n", selected.spec.name);
     std::fflush(stdout);
-    std::vector<std::string> remarks;
-    const Golden golden = Regenerate(spec, remarks);
-    const std::string path = GoldenPath(common.golden_folder, spec);
-    std::optional<Golden> old_golden;
-    if (std::filesystem::exists(path)) {
-      old_golden = ParseGolden(ReadJsonFile(path), path);
+    try {
+      status = std::max(status, RegenerateOne(common, selected.spec, command.accept) ? 0 : 1);
+    } catch (const Error& error) {
+      fmt::print(stderr, "ERROR  {}\n", error.what());
+      status = 2;
     }
-    const bool wider = ShowChanges(old_golden, golden);
-    for (const std::string& remark : remarks) {
-      fmt::print("  note: {}\n", remark);
-    }
-    std::fflush(stdout);
-    // The loader's own checks: a case without room between noise and faults is refused here, not loosened.
-    const Json json = ToJson(golden);
-    ParseGolden(json, path);
-    if (wider && !command.accept) {
-      fmt::print("  not written: a tolerance would get wider; look why, then pass --accept\n");
-      refused = true;
-      continue;
-    }
-    std::filesystem::create_directories(std::filesystem::path(path).parent_path());
-    WriteJsonFile(path, json);
-    fmt::print("  written to {}\n", path);
   }
-  return refused ? 1 : 0;
+  return status;
 }
 
 }  // namespace moe

@@ -50,7 +50,7 @@ class TensorJudge {
   double want_norm() const { return std::sqrt(want_squares_); }
   const ObservedTensor& observed() const { return observed_; }
   std::int64_t units_judged() const { return units_judged_; }
-  bool proves_something() const { return useful_units_ > 0; }
+  bool proves_something() const { return telling_units_ > 0; }
 
  private:
   std::optional<double> GoldenTolerance() const;
@@ -71,7 +71,7 @@ class TensorJudge {
   Judgement::Measured measured_;
   double want_squares_ = 0.0;
   std::int64_t units_judged_ = 0;
-  std::int64_t useful_units_ = 0;
+  std::int64_t telling_units_ = 0;  // large enough against their rounding error to prove something
   std::string worst_;
   double worst_excess_ = 0.0;  // error over what is allowed, of the worst slice
   std::map<std::int64_t, double> error_of_rank_;
@@ -195,8 +195,8 @@ void TensorJudge::JudgeUnit(std::int64_t global_unit, const Matrix& value, const
     ++units_judged_;
     want_squares_ += want_norm * want_norm;
     const bool useful = kSafety * deviation_norm < kLargestUsefulTolerance * want_norm;
+    telling_units_ += kSafety * deviation_norm < kLargestTellingTolerance * want_norm ? 1 : 0;
     if (useful) {
-      ++useful_units_;
       measured_.bound = std::max(measured_.bound, deviation_norm / want_norm);
       measured_.error = std::isfinite(error) ? std::max(measured_.error, error / want_norm) : INFINITY;
       measured_.ratio = std::max(measured_.ratio, error / deviation_norm);

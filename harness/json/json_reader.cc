@@ -26,33 +26,72 @@ std::string PlaceOf(std::string_view text, std::size_t offset) {
   return fmt::format("line {} column {}", line, column);
 }
 
-// Checks what nlohmann_json lets through: duplicate keys and depth. Its parser recurses on nothing,
-// but destroying a deep value would, so depth is refused while parsing.
-class StrictCallback {
- public:
-  StrictCallback(std::string where, int max_depth) : where_(std::move(where)), max_depth_(max_depth) {}
+// The longest name that anything of ours has is far shorter; comparing long keys takes long.
+constexpr std::size_t kLongestKey = 256;
 
-  bool operator()(int depth, Json::parse_event_t event, Json& parsed) {
-    if (event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start) {
-      if (depth >= max_depth_) {
-        throw Error(where_, fmt::format("nests deeper than {} levels", max_depth_));
-      }
-      keys_.emplace_back();
-    } else if (event == Json::parse_event_t::object_end || event == Json::parse_event_t::array_end) {
-      keys_.pop_back();
-    } else if (event == Json::parse_event_t::key) {
-      const auto& key = parsed.get_ref<const std::string&>();
-      if (!keys_.back().insert(key).second) {
-        throw Error(where_, fmt::format("key \"{}\" stands twice in one object", key));
-      }
+// Reads a document without building it and throws at what nlohmann_json lets through: duplicate keys,
+// and what would take it long to build (its ordered objects compare a new key with all others; its
+// callback parser looks through an array after every object in it) or to destroy (it recurses).
+class StrictReader : public Json::json_sax_t {
+ public:
+  StrictReader(std::string_view text, const std::string& where, const JsonLimits& limits)
+      : text_(text), where_(where), limits_(limits) {}
+
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(Json::number_integer_t) override { return true; }
+  bool number_unsigned(Json::number_unsigned_t) override { return true; }
+  bool number_float(Json::number_float_t, const std::string&) override { return true; }
+  bool string(std::string&) override { return true; }
+  bool binary(Json::binary_t&) override { return true; }
+  bool start_object(std::size_t) override { return Open(); }
+  bool start_array(std::size_t) override { return Open(); }
+  bool end_object() override { return Close(); }
+  bool end_array() override { return Close(); }
+
+  bool key(std::string& key) override {
+    if (key.size() > kLongestKey) {
+      throw Error(where_, fmt::format("has a key of {} bytes; at most {} are read", key.size(), kLongestKey));
+    }
+    if (!keys_.back().insert(key).second) {
+      throw Error(where_, fmt::format("key \"{}\" stands twice in one object", key));
+    }
+    if (++key_count_ > limits_.max_keys) {
+      throw Error(where_, fmt::format("has more than {} keys", limits_.max_keys));
     }
     return true;
   }
 
+  bool parse_error(std::size_t position, const std::string&, const Json::exception& error) override {
+    std::string reason = error.what();  // "[json.exception...] parse error at line 1, column 2: REASON"
+    if (const std::size_t colon = reason.find(": "); colon != std::string::npos) {
+      reason = reason.substr(colon + 2);
+    } else if (const std::size_t bracket = reason.find("] "); bracket != std::string::npos) {
+      reason = reason.substr(bracket + 2);
+    }
+    throw Error(where_, fmt::format("is not JSON at {}: {}",
+                                    PlaceOf(text_, position == 0 ? 0 : position - 1), reason));
+  }
+
  private:
-  std::string where_;
-  int max_depth_;
-  std::vector<std::set<std::string>> keys_;
+  bool Open() {
+    keys_.emplace_back();
+    if (keys_.size() > static_cast<std::size_t>(limits_.max_depth)) {
+      throw Error(where_, fmt::format("nests deeper than {} levels", limits_.max_depth));
+    }
+    return true;
+  }
+
+  bool Close() {
+    keys_.pop_back();
+    return true;
+  }
+
+  std::string_view text_;
+  const std::string& where_;
+  const JsonLimits& limits_;
+  std::int64_t key_count_ = 0;
+  std::vector<std::set<std::string>> keys_;  // of every open object; an array has none
 };
 
 std::string_view KindOf(const Json& value) {
@@ -69,18 +108,9 @@ std::string_view KindOf(const Json& value) {
 }  // namespace
 
 Json ParseJson(std::string_view text, const std::string& where, const JsonLimits& limits) {
-  try {
-    return Json::parse(text, StrictCallback(where, limits.max_depth));
-  } catch (const Json::parse_error& error) {
-    std::string reason = error.what();  // "[json.exception...] parse error at line 1, column 2: REASON"
-    if (const std::size_t colon = reason.find(": "); colon != std::string::npos) {
-      reason = reason.substr(colon + 2);
-    }
-    throw Error(where, fmt::format("is not JSON at {}: {}",
-                                   PlaceOf(text, error.byte == 0 ? 0 : error.byte - 1), reason));
-  } catch (const Json::exception& error) {
-    throw Error(where, fmt::format("is not JSON: {}", error.what()));
-  }
+  StrictReader reader(text, where, limits);
+  Json::sax_parse(text, &reader);
+  return Json::parse(text);
 }
 
 Json ReadJsonFile(const std::string& path, const JsonLimits& limits) {
@@ -108,7 +138,8 @@ void WriteJsonFile(const std::string& path, const Json& json) {
   const std::string temporary = fmt::format("{}.{}.tmp", path, ::getpid());
   {
     std::ofstream file(temporary, std::ios::binary);
-    file << json.dump(2) << '\n';
+    // Texts may quote what is not UTF-8, such as the name of a folder.
+    file << json.dump(2, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace) << '\n';
     if (!file.flush()) {
       throw Error(path, fmt::format("cannot be written: {}", std::strerror(errno)));
     }

@@ -32,6 +32,9 @@ constexpr std::array<Field, 7> kFields = {{{"dpr", &Layout::dp_replicate},
                                            {"etp", &Layout::etp},
                                            {"lb", &Layout::local_batch}}};
 
+// A refused size is answered with the usable ones up to half as large again, or to this.
+constexpr std::int64_t kLeastListed = 7;
+
 std::string DivisorsOf(std::int64_t n, std::int64_t at_most) {
   std::vector<std::int64_t> divisors;
   for (std::int64_t d = 1; d <= std::min(n, at_most); ++d) {
@@ -68,8 +71,10 @@ std::string ToText(const Layout& layout) {
   for (const Field& field : kFields) {
     const std::int64_t size = layout.*field.size;
     const bool is_etp = field.size == &Layout::etp;
-    const bool printed = is_etp ? (layout.tp > 1 && layout.ep > 1) || size != DefaultEtp(layout)
-                                : size != 1;
+    const bool is_tp = field.size == &Layout::tp;
+    const bool printed = is_etp   ? (layout.tp > 1 && layout.ep > 1) || size != DefaultEtp(layout)
+                         : is_tp ? size != 1 || layout.etp != 1  // "dp2.tp1.etp2": etp is not tp
+                                 : size != 1;
     if (printed && field.size != &Layout::local_batch) {
       parts.push_back(fmt::format("{}{}", field.prefix, size));
     }
@@ -162,7 +167,7 @@ std::string FindMisfit(const Model& model, const Layout& layout) {
                            Rule{"dp * lb * cp * tp", chunks, "tokens", model.tokens}}) {
     if (rule.size > 1 && rule.divided % rule.size != 0) {
       return fmt::format("{} {} does not divide {} {}; use {}", rule.axis, rule.size, rule.key,
-                         rule.divided, DivisorsOf(rule.divided, kLargestSize));
+                         rule.divided, DivisorsOf(rule.divided, std::max(kLeastListed, rule.size * 3 / 2)));
     }
   }
   return "";

@@ -36,7 +36,7 @@ struct Layout {
 
 // "dp2.tp2.ep4.etp1", axes of size 1 left out: dpr (dp_replicate), dp (dp_shard), cp, tp, ep, etp;
 // etp is printed when tp and ep are both over 1, and where it is not its default (tp when ep is 1,
-// else 1). Then "sp0" for sequence parallelism off and "lb2" for a local batch of 2. One rank: "dp1".
+// else 1), and then with tp even when that is 1 ("dp2.tp1.etp2"). Then "sp0" for sequence parallelism off and "lb2" for a local batch of 2. One rank: "dp1".
 std::string ToText(const Layout& layout);
 
 // The reverse. Throws Error(where, ...) for text that is no layout, or sizes that do not fill the

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "harness/base/error.h"
+#include "harness/base/text.h"
 #include "harness/report/result.h"
 
 namespace moe {
@@ -100,23 +101,24 @@ void WriteJUnit(const std::string& path, const std::vector<Result>& results, con
     tinyxml2::XMLElement* test = suite->InsertNewChildElement("testcase");
     const std::size_t at = result.id.find('@');
     test->SetAttribute("classname", at == std::string::npos ? "dump" : result.id.substr(at + 1).c_str());
-    const std::string name = result.id.substr(0, at) + " " + result.dtype;
+    // Not every byte of a folder's name may stand in XML.
+    const std::string name = Printable(result.id.substr(0, at) + " " + result.dtype);
     test->SetAttribute("name", name.c_str());
     test->SetAttribute("time", result.seconds);
     tinyxml2::XMLElement* properties = test->InsertNewChildElement("properties");
     const auto property = [&](const char* key, const std::string& value) {
       tinyxml2::XMLElement* element = properties->InsertNewChildElement("property");
       element->SetAttribute("name", key);
-      element->SetAttribute("value", value.c_str());
+      element->SetAttribute("value", Printable(value).c_str());
     };
     property("verdict", std::string(ToText(result.verdict)));
     property("backend", result.backend);
     property("repro", result.repro);
     const auto child = [&](const char* tag) {
       tinyxml2::XMLElement* element = test->InsertNewChildElement(tag);
-      element->SetAttribute("message", Headline(result).c_str());
+      element->SetAttribute("message", Printable(Headline(result)).c_str());
       if (result.verdict != Verdict::kSkipped) {
-        element->SetText(ToText(result).c_str());
+        element->SetText(Printable(ToText(result), Newlines::kKeep).c_str());
       }
     };
     switch (result.verdict) {

@@ -62,7 +62,12 @@ Numerics ParseNumerics(const JsonNode& node, const Model& model) {
   }
   if (const auto idle = node.Find("idle_experts")) {
     for (const JsonNode& item : idle->Items()) {
-      numerics.idle_experts.push_back(item.Integer(0, model.experts - 1));
+      const std::int64_t expert = item.Integer(0, model.experts - 1);
+      if (std::find(numerics.idle_experts.begin(), numerics.idle_experts.end(), expert) !=
+          numerics.idle_experts.end()) {
+        item.Fail(fmt::format("{} stands twice", expert));
+      }
+      numerics.idle_experts.push_back(expert);
     }
     const auto busy = model.experts - static_cast<std::int64_t>(numerics.idle_experts.size());
     if (busy < model.top_k) {
@@ -93,19 +98,22 @@ Fault FaultFor(const JsonNode& node, const CaseSpec& spec, const Layout& layout)
   return fault;
 }
 
+std::string ParseAxis(const JsonNode& node) {
+  const std::string axis = node.String();
+  if (!AxisFromText(axis)) {
+    node.Fail(fmt::format("\"{}\" is no axis; use dp_replicate, dp_shard, cp, tp, edp, ep or etp", axis));
+  }
+  return axis;
+}
+
 std::vector<std::string> AxesOf(const JsonNode& node) {
   std::vector<std::string> axes;
   if (const auto axis = node.Find("axis")) {
-    axes.push_back(axis->String());
+    axes.push_back(ParseAxis(*axis));
   }
   if (const auto list = node.Find("axes")) {
     for (const JsonNode& item : list->Items()) {
-      axes.push_back(item.String());
-    }
-  }
-  for (const std::string& axis : axes) {
-    if (!AxisFromText(axis)) {
-      node.Fail(fmt::format("\"{}\" is no axis; use dp_replicate, dp_shard, cp, tp, edp, ep or etp", axis));
+      axes.push_back(ParseAxis(item));
     }
   }
   return axes;

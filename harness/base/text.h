@@ -1,0 +1,15 @@
+// Text from strangers (file names, JSON keys, words of ranks) on its way into a message.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace moe {
+
+enum class Newlines { kEscape, kKeep };
+
+// `text` with every byte that could act on a terminal or break JSON and XML written as \xNN: control
+// characters (below 0x20, 0x7f, U+0080 to U+009F) and bytes that are not UTF-8. Idempotent.
+std::string Printable(std::string_view text, Newlines newlines = Newlines::kEscape);
+
+}  // namespace moe
