@@ -71,6 +71,17 @@ void KeepDump(const Dump& dump, const InputGenerator& inputs, const std::string&
   WriteDump(folder.string(), kept);
 }
 
+StepRequest RequestOf(const CaseSpec& spec, const Layout& layout, Dtype dtype, const InputGenerator& inputs,
+                      const std::optional<Fault>& fault, const RunOptions& options) {
+  return {.model = spec.model,
+          .layout = layout,
+          .program = spec.program,
+          .dtype = dtype,
+          .inputs = &inputs,
+          .fault = fault,
+          .deadline = options.deadline};
+}
+
 std::vector<std::string> AxisNames(const std::vector<Axis>& axes) {
   std::vector<std::string> names;
   for (const Axis axis : axes) {
@@ -117,14 +128,9 @@ Result RunOnce(const CaseSpec& spec, const Layout& layout, Dtype dtype, const In
       }
     }
     // 5 Run the step on ranks.
-    const std::vector<RankOutput> outputs = RunRanksOf({.model = spec.model,
-                                                        .layout = layout,
-                                                        .program = spec.program,
-                                                        .dtype = dtype,
-                                                        .inputs = &inputs,
-                                                        .fault = fault,
-                                                        .deadline = options.deadline},
-                                                       options.backend);
+    const StepRequest request = RequestOf(spec, layout, dtype, inputs, fault, options);
+    const std::vector<RankOutput> outputs =
+        options.run_ranks ? options.run_ranks(request) : RunRanksOf(request, options.backend);
     // 6 Read what they hold as a dump.
     const RunDump run = MakeRunDump(spec, layout, dtype, outputs);
     if (options.dump_folder) {
@@ -142,6 +148,22 @@ Result RunOnce(const CaseSpec& spec, const Layout& layout, Dtype dtype, const In
   }
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;
+}
+
+std::vector<StepRequest> RequestsOf(const CaseSpec& spec, const Layout& layout, Dtype dtype,
+                                    const InputGenerator& inputs, const RunOptions& options) {
+  std::vector<StepRequest> requests = {RequestOf(spec, layout, dtype, inputs, std::nullopt, options)};
+  for (const MustCatch& wanted : spec.must_catch) {
+    if (wanted.on == layout) {
+      requests.push_back(RequestOf(spec, layout, dtype, inputs, wanted.fault, options));
+    }
+  }
+  for (const MustPass& wanted : spec.must_pass) {
+    if (wanted.on == layout) {
+      requests.push_back(RequestOf(spec, layout, dtype, inputs, wanted.fault, options));
+    }
+  }
+  return requests;
 }
 
 bool IsCaught(const MustCatch& wanted, const Result& result) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -14,10 +15,17 @@ namespace moe {
 
 struct RunOptions {
   std::string backend = "threads";
+  // Brings back what the ranks of a step hold, where it is not RunRanksOf that starts them.
+  std::function<std::vector<RankOutput>(const StepRequest&)> run_ranks;
   std::string golden_folder;
   std::optional<std::string> dump_folder;  // keep the dump of every run below it
   std::chrono::milliseconds deadline{20'000};
 };
+
+// The clean run of a case on a layout and one run per fault that it wants told there, in the order in which
+// RunCase asks for them.
+std::vector<StepRequest> RequestsOf(const CaseSpec& spec, const Layout& layout, Dtype dtype,
+                                    const InputGenerator& inputs, const RunOptions& options);
 
 // "issues/torchtitan-2387@tp2.ep2.etp1"
 std::string CaseId(const CaseSpec& spec, const Layout& layout);

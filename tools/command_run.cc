@@ -4,10 +4,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <map>
+#include <memory>
 
 #include "harness/base/error.h"
 #include "harness/run_case.h"
+#include "harness/run_step.h"
 #include "tools/commands.h"
+#include "tools/job.h"
 #include "tools/selection.h"
 
 namespace moe {
@@ -40,6 +44,82 @@ void UseLayout(std::vector<SelectedCase>& selected, const std::string& text) {
   }
 }
 
+std::vector<Listed> ListRuns(const std::vector<SelectedCase>& selected, const RunCommand& command,
+                             const std::optional<Fault>& fault) {
+  std::vector<Listed> listed;
+  for (const SelectedCase& one : selected) {
+    for (const Layout& layout : one.layouts) {
+      const StepContract contract = MakeContract(one.spec.model, layout, one.spec.program);
+      if (const std::string misfit = fault ? FindMisfit(*fault, contract) : ""; !misfit.empty()) {
+        throw Error("--fault", fmt::format("{} on {}", misfit, CaseId(one.spec, layout)));
+      }
+      for (const Dtype dtype : DtypesOf(one.spec, command.dtype)) {
+        listed.push_back({&one.spec, layout, dtype});
+      }
+    }
+  }
+  if (listed.empty()) {
+    throw Error("--dtype", fmt::format("no selected case runs in {}", command.dtype));
+  }
+  return listed;
+}
+
+// Golden files and generated inputs of the cases, each made once.
+class Prepared {
+ public:
+  explicit Prepared(std::string golden_folder) : golden_folder_(std::move(golden_folder)) {}
+
+  const InputGenerator& InputsOf(const CaseSpec& spec) {
+    auto& inputs = inputs_[spec.name];
+    if (!inputs) {
+      inputs = std::make_unique<InputGenerator>(spec);
+    }
+    return *inputs;
+  }
+
+  const Golden& GoldenOf(const CaseSpec& spec) {
+    const auto found = goldens_.find(spec.name);
+    return found != goldens_.end() ? found->second
+                                   : goldens_.emplace(spec.name, ReadGolden(golden_folder_, spec)).first->second;
+  }
+
+ private:
+  std::string golden_folder_;
+  std::map<std::string, std::unique_ptr<InputGenerator>> inputs_;
+  std::map<std::string, Golden> goldens_;
+};
+
+// Runs everything that is listed as this rank of a job.
+JobOutputs RunAsRank(const Job& job, const std::vector<Listed>& listed, const std::optional<Fault>& fault,
+                     Prepared& prepared, const RunOptions& options) {
+  std::vector<StepRequest> requests;
+  for (const Listed& item : listed) {
+    auto more = RequestsOf(*item.spec, item.layout, item.dtype, prepared.InputsOf(*item.spec), options);
+    if (fault) {
+      more.resize(1);
+      more[0].fault = fault;
+    }
+    requests.insert(requests.end(), more.begin(), more.end());
+  }
+  return {job, options.backend, requests};
+}
+
+Result RunListed(const Listed& item, const std::optional<Fault>& fault, Prepared& prepared,
+                 const RunOptions& options) {
+  try {
+    const Golden& golden = prepared.GoldenOf(*item.spec);
+    const InputGenerator& inputs = prepared.InputsOf(*item.spec);
+    return fault ? RunOnce(*item.spec, item.layout, item.dtype, inputs, fault, &golden, options)
+                 : RunCase(*item.spec, item.layout, item.dtype, inputs, golden, options);
+  } catch (const Error& error) {
+    return {.id = CaseId(*item.spec, item.layout),
+            .dtype = std::string(ToText(item.dtype)),
+            .backend = options.backend,
+            .verdict = Verdict::kError,
+            .text = error.what()};
+  }
+}
+
 }  // namespace
 
 int Run(const CommonOptions& common, const RunCommand& command, const OutputOptions& output) {
@@ -51,54 +131,33 @@ int Run(const CommonOptions& common, const RunCommand& command, const OutputOpti
   if (!command.fault.empty()) {
     fault = ParseFault(command.fault, "--fault");
   }
-  std::vector<Listed> listed;
-  for (const SelectedCase& one : selected) {
-    for (const Layout& layout : one.layouts) {
-      if (fault) {
-        const std::string misfit = FindMisfit(*fault, MakeContract(one.spec.model, layout, one.spec.program));
-        if (!misfit.empty()) {
-          throw Error("--fault", fmt::format("{} on {}", misfit, CaseId(one.spec, layout)));
-        }
-      }
-      for (const Dtype dtype : DtypesOf(one.spec, command.dtype)) {
-        listed.push_back({&one.spec, layout, dtype});
-      }
-    }
-  }
-  if (listed.empty()) {
-    throw Error("--dtype", fmt::format("no selected case runs in {}", command.dtype));
-  }
-  const RunOptions options{
+  const std::vector<Listed> listed = ListRuns(selected, command, fault);
+  RunOptions options{
       .backend = command.backend,
       .golden_folder = common.golden_folder,
       .dump_folder = command.dump_folder,
       .deadline = std::chrono::milliseconds(static_cast<std::int64_t>(command.deadline_seconds * 1000.0))};
+  Prepared prepared(common.golden_folder);
+
+  // Threads are ranks of this process, whoever started it.
+  const auto job = command.backend == "threads" ? std::nullopt : JobFromEnvironment();
+  std::optional<JobOutputs> outputs;
+  if (job && TheStepPlugin().FindObstacle(command.backend, job->local_rank + 1).empty()) {
+    outputs = RunAsRank(*job, listed, fault, prepared, options);
+    options.run_ranks = [&](const StepRequest& request) { return outputs->Of(request); };
+  }
+  if (job && job->rank != 0) {
+    return 0;  // rank 0 judges what all ranks hold
+  }
 
   std::vector<Result> results;
-  const CaseSpec* current = nullptr;
-  std::optional<InputGenerator> inputs;
-  std::optional<Golden> golden;
   const bool progress = ::isatty(STDERR_FILENO) == 1;
   for (const Listed& item : listed) {
     if (progress) {
       fmt::print(stderr, "\r\033[K[{}/{}] {} {}", results.size() + 1, listed.size(),
                  CaseId(*item.spec, item.layout), ToText(item.dtype));
     }
-    try {
-      if (item.spec != current) {
-        golden = ReadGolden(common.golden_folder, *item.spec);
-        inputs.emplace(*item.spec);
-        current = item.spec;
-      }
-      results.push_back(fault ? RunOnce(*item.spec, item.layout, item.dtype, *inputs, fault, &*golden, options)
-                              : RunCase(*item.spec, item.layout, item.dtype, *inputs, *golden, options));
-    } catch (const Error& error) {
-      results.push_back({.id = CaseId(*item.spec, item.layout),
-                         .dtype = std::string(ToText(item.dtype)),
-                         .backend = command.backend,
-                         .verdict = Verdict::kError,
-                         .text = error.what()});
-    }
+    results.push_back(RunListed(item, fault, prepared, options));
     if (progress) {
       fmt::print(stderr, "\r\033[K");
     }

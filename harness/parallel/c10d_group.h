@@ -14,9 +14,10 @@
 namespace moe::parallel {
 
 // Opens the backend "gloo" (tensors on the CPU) for the world ranks `ranks`, of which `rank` is one; `store`
-// is this group's own (a PrefixStore).
+// is this group's own (a PrefixStore). Ranks meet on the loopback when they are all `on_one_machine`, else on
+// the interface that GLOO_SOCKET_IFNAME names or the one of the host's name.
 std::unique_ptr<Group> OpenGlooGroup(const std::vector<std::int64_t>& ranks, std::int64_t rank,
-                                     const c10::intrusive_ptr<c10d::Store>& store,
+                                     const c10::intrusive_ptr<c10d::Store>& store, bool on_one_machine,
                                      std::chrono::milliseconds deadline);
 
 // Wraps any backend. Before each collective the ranks compare what they came for, since neither Gloo nor

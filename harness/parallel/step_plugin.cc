@@ -63,11 +63,16 @@ class ProcessGroups {
           fmt::format("{}/{}/{}/", run, name, ranks.front()), store_);
       return rendezvous_.backend == "nccl"
                  ? OpenNcclGroup(ranks, rendezvous_.rank, rendezvous_.local_rank, part, deadline_)
-                 : OpenGlooGroup(ranks, rendezvous_.rank, part, deadline_);
+                 : OpenGlooGroup(ranks, rendezvous_.rank, part, OnOneMachine(), deadline_);
     };
   }
 
  private:
+  bool OnOneMachine() const {
+    return rendezvous_.address.empty() || rendezvous_.address == "127.0.0.1" ||
+           rendezvous_.address == "localhost";
+  }
+
   Rendezvous rendezvous_;
   std::chrono::milliseconds deadline_;
   c10::intrusive_ptr<c10d::Store> store_;
