@@ -9,6 +9,7 @@
 
 #include "harness/base/error.h"
 #include "tools/commands.h"
+#include "tools/keep_memory.h"
 
 namespace moe {
 namespace {
@@ -111,10 +112,15 @@ int Main(int argc, char** argv) {
     return Inputs(common, target, folder, *dtype);
   }
 #ifdef MOEGATE_STEP
+  if (regen->parsed()) {
+    return Regen(common, regen_command);
+  }
   if (!dump_folder.empty()) {
     run_command.dump_folder = dump_folder;
   }
-  return run->parsed() ? Run(common, run_command, output) : Regen(common, regen_command);
+  return Run(common, run_command, output);
+#else
+  throw Error("moegate", "was built to judge dumps only");  // every other command has returned
 #endif
 }
 
@@ -136,6 +142,7 @@ int Finish(const std::vector<Result>& results, std::int64_t listed, const Output
 }  // namespace moe
 
 int main(int argc, char** argv) {
+  moe::KeepFreedMemory();
   // The ranks' threads are the parallelism; OpenMP pools under them would only fight.
   ::setenv("OMP_NUM_THREADS", "1", /*overwrite=*/0);
   try {

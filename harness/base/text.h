@@ -8,8 +8,8 @@ namespace moe {
 
 enum class Newlines { kEscape, kKeep };
 
-// `text` with every byte that could act on a terminal or break JSON and XML written as \xNN: control
-// characters (below 0x20, 0x7f, U+0080 to U+009F) and bytes that are not UTF-8. Idempotent.
+// `text` with every byte that could act on a terminal or break JSON and XML written as \xNN:
+// control characters (below 0x20, 0x7f, U+0080 to U+009F) and bytes that are not UTF-8. Idempotent.
 std::string Printable(std::string_view text, Newlines newlines = Newlines::kEscape);
 
 }  // namespace moe

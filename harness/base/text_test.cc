@@ -8,21 +8,24 @@ namespace moe {
 namespace {
 
 TEST(Printable, LeavesOrdinaryTextAlone) {
-  EXPECT_EQ(Printable("d_gate_ED@tp is 3×10⁻⁵ off 🙂"), "d_gate_ED@tp is 3×10⁻⁵ off 🙂");
+  EXPECT_EQ(Printable("d_gate_ED@tp is 3×10⁻⁵ off 🙂"),
+            "d_gate_ED@tp is 3×10⁻⁵ off 🙂");
 }
 
 TEST(Printable, EscapesControlCharacters) {
   EXPECT_EQ(Printable("a\x1b[2Jb\tc\x7f\n"), "a\\x1b[2Jb\\x09c\\x7f\\x0a");
   EXPECT_EQ(Printable(std::string_view("\0", 1)), "\\x00");
-  EXPECT_EQ(Printable("\xc2\x9b" "2J"), "\\xc2\\x9b2J");  // U+009B is ESC [ in one character
-  EXPECT_EQ(Printable("\xc2\xa0"), "\xc2\xa0");           // the first one after them
+  EXPECT_EQ(Printable("\xc2\x9b"
+                      "2J"),
+            "\\xc2\\x9b2J");                     // U+009B is ESC [ in one character
+  EXPECT_EQ(Printable("\xc2\xa0"), "\xc2\xa0");  // the first one after them
 }
 
 TEST(Printable, EscapesBytesThatAreNotUtf8) {
   EXPECT_EQ(Printable("\xff\x80"), "\\xff\\x80");
-  EXPECT_EQ(Printable("caf\xc3"), "caf\\xc3");                 // cut short
-  EXPECT_EQ(Printable("\xc0\xaf"), "\\xc0\\xaf");              // overlong
-  EXPECT_EQ(Printable("\xed\xa0\x80"), "\\xed\\xa0\\x80");     // a surrogate
+  EXPECT_EQ(Printable("caf\xc3"), "caf\\xc3");                       // cut short
+  EXPECT_EQ(Printable("\xc0\xaf"), "\\xc0\\xaf");                    // overlong
+  EXPECT_EQ(Printable("\xed\xa0\x80"), "\\xed\\xa0\\x80");           // a surrogate
   EXPECT_EQ(Printable("\xf4\x90\x80\x80"), "\\xf4\\x90\\x80\\x80");  // above U+10FFFF
 }
 

@@ -229,30 +229,41 @@ std::vector<const Diagnosis::Hypothesis*> Diagnosis::Narrow(std::vector<const Hy
   return witnessed.size() == 1 ? witnessed : fitting;
 }
 
+// What the contract and the call log say of the sums in question: where a share is left over, the owed sums
+// that never happened, be they this tensor's own or one that it is made from.
 std::string Diagnosis::WhereSentence(const Hypothesis& hypothesis) const {
-  std::vector<std::string> sentences;
-  for (const Axis axis : hypothesis.axes) {
-    const std::string name = ToText(Reduction{tensor_.name(), axis});
-    if (contract_ == nullptr) {
-      continue;
-    }
-    std::string sentence = contract_->Owes({tensor_.name(), axis})
-                               ? fmt::format("{} is in the contract", name)
-                               : fmt::format("{} is not owed by the contract", name);
-    if (!calls_.empty()) {
-      std::size_t all = 0;
-      std::ptrdiff_t most = 0;
-      for (const auto& calls : calls_) {
-        all = std::max(all, calls.size());
-        most = std::max(most, std::count(calls.begin(), calls.end(), name));
-      }
-      sentence += most == 0   ? fmt::format(" and not in the call log ({} sums)", all)
-                  : most == 1 ? fmt::format(" and once in the call log ({} sums)", all)
-                              : fmt::format(" and {} times in the call log ({} sums)", most, all);
-    }
-    sentences.push_back(sentence);
+  if (contract_ == nullptr || calls_.empty()) {
+    return "";
   }
-  return fmt::format("{}", fmt::join(sentences, "; "));
+  std::size_t logged = 0;
+  for (const auto& calls : calls_) {
+    logged = std::max(logged, calls.size());
+  }
+  const auto times = [&](const Reduction& reduction) {
+    std::ptrdiff_t most = 0;
+    for (const auto& calls : calls_) {
+      most = std::max(most, std::count(calls.begin(), calls.end(), ToText(reduction)));
+    }
+    return most;
+  };
+  const auto concerns = [&](const Reduction& reduction) {
+    return std::find(hypothesis.axes.begin(), hypothesis.axes.end(), reduction.axis) != hypothesis.axes.end();
+  };
+  std::vector<std::string> texts;
+  for (const Reduction& reduction : contract_->Owed()) {
+    if (hypothesis.cause == Cause::kMissingSum && concerns(reduction) && times(reduction) == 0) {
+      texts.push_back(fmt::format("{} is in the contract and not in the call log ({} sums)", ToText(reduction),
+                                  logged));
+    }
+  }
+  for (const Axis axis : hypothesis.axes) {
+    const Reduction own{tensor_.name(), axis};
+    if (texts.empty() && times(own) > 0) {
+      texts.push_back(fmt::format("{} is {} in the contract and {} times in the call log ({} sums)", ToText(own),
+                                  contract_->Owes(own) ? "once" : "not", times(own), logged));
+    }
+  }
+  return fmt::format("{}", fmt::join(texts, "; "));
 }
 
 void Diagnosis::Explain(Finding& finding) const {
@@ -299,18 +310,20 @@ void Diagnosis::Explain(Finding& finding) const {
     finding.cause = Cause::kWrongScale;
     finding.factor = factor;
     finding.residual = largest_scale_residual_;
-    std::vector<std::string> sizes;
+    std::vector<std::string> axes;
     for (const Mesh* mesh : {&meshes_.dense, &meshes_.expert}) {
       for (const Axis axis : mesh->axes) {
         const auto size = static_cast<double>(mesh->SizeOf(axis));
-        if (size > 1.0 && (std::abs(factor / size - 1.0) < 1e-2 || std::abs(factor * size - 1.0) < 1e-2)) {
-          sizes.push_back(fmt::format("{} the size of {}", factor > 1.0 ? "" : "1 over", ToText(axis)));
+        const double of_size = factor > 1.0 ? factor / size : factor * size;
+        if (size > 1.0 && std::abs(of_size - 1.0) < 1e-2) {
+          axes.emplace_back(ToText(axis));
         }
       }
     }
     finding.text = fmt::format("wrong scale: {:.6g} times the reference", factor);
-    if (!sizes.empty()) {
-      finding.text += fmt::format(", {}", fmt::join(sizes, " or "));
+    if (!axes.empty()) {
+      finding.text += fmt::format(", which is {}the size of {}", factor > 1.0 ? "" : "1 over ",
+                                  fmt::join(axes, " and of "));
     }
     finding.evidence.push_back(fmt::format("why    every slice of every rank is the reference times {:.6g}, to "
                                            "{:.1e}; no sum of the contract explains it",

@@ -70,7 +70,9 @@ Golden ParseGolden(const Json& json, const std::string& path) {
   const JsonNode root(json, path);
   root.OnlyKeys({"schema", "case", "case_sha256", "made_by", "smallest_logit_margin", "reference",
                  "tolerances"});
-  root.At("schema").Integer(1, 1);
+  if (const JsonNode schema = root.At("schema"); schema.Integer() != 1) {
+    schema.Fail(fmt::format("is {}; this moegate reads schema 1", schema.Integer()));
+  }
   Golden golden{.case_sha256 = root.At("case_sha256").String(),
                 .smallest_logit_margin = NonNegative(root.At("smallest_logit_margin"))};
   for (const auto& [tensor, node] : root.At("reference").Members()) {

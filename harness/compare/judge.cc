@@ -121,11 +121,22 @@ void TensorJudge::NoteCorruption(const ObservedTensor::Holder& holder, std::int6
     return;
   }
   Fail(holder);
-  if (corruption_.empty()) {
-    corruption_ = fmt::format("{} at {}, element {} of its slice, on rank {}",
-                              std::isnan(*place) ? "NaN" : "Inf", UnitName(global_unit), place - got.begin(),
-                              fmt::join(holder.ranks, " + "));
+  if (!corruption_.empty()) {
+    return;
   }
+  // The element's global indices: the unit's, then those of its place within the unit.
+  std::vector<std::int64_t> index;
+  std::int64_t offset = place - got.begin();
+  for (std::size_t dim = holder.slice.index.size(); dim-- > (observed_.HasUnits() ? 1U : 0U);) {
+    const auto& held = holder.slice.index[dim];
+    index.insert(index.begin(), held[static_cast<std::size_t>(offset) % held.size()]);
+    offset /= static_cast<std::int64_t>(held.size());
+  }
+  if (observed_.HasUnits()) {
+    index.insert(index.begin(), global_unit);
+  }
+  corruption_ = fmt::format("{} at [{}] on rank {}", std::isnan(*place) ? "NaN" : "Inf",
+                            fmt::join(index, ", "), fmt::join(holder.ranks, " + "));
 }
 
 void TensorJudge::CompareReplicas(const Diagnosis::Unit& unit, std::int64_t global_unit) {
@@ -233,6 +244,14 @@ Finding TensorJudge::Finish() {
   if (finding_.verdict != Verdict::kFail) {
     return finding_;
   }
+  if (!corruption_.empty()) {
+    finding_.cause = Cause::kCorruption;
+    finding_.error = NAN;
+    finding_.text = corruption_;
+    finding_.evidence.push_back(fmt::format("what   {} holds {}, the first of its kind", finding_.tensor,
+                                            corruption_));
+    return finding_;
+  }
   std::vector<std::string> errors;
   for (const std::int64_t rank : finding_.ranks) {
     if (errors.size() == 4) {
@@ -251,11 +270,6 @@ Finding TensorJudge::Finish() {
                     entry.fault_floor
                         ? fmt::format("; the smallest planted fault gives {:.1e}", *entry.fault_floor)
                         : ""));
-  }
-  if (!corruption_.empty()) {
-    finding_.cause = Cause::kCorruption;
-    finding_.text = corruption_;
-    return finding_;
   }
   diagnosis_.Explain(finding_);
   return finding_;
@@ -281,6 +295,7 @@ class DumpJudge {
   void CompareRouting();
   void CompareCounts(const reference::StepResult& want);
   void JudgeWhole(const std::string& name, const Estimate& want);
+  void CheckAgainstGolden() const;
   void CheckThatSomethingWasTested(const reference::StepResult& want);
   TensorJudge* JudgeOf(const std::string& name);
   void Vacuous(const std::string& tensor, const std::string& text);
@@ -293,6 +308,7 @@ class DumpJudge {
   reference::Routing own_routing_;
   std::optional<reference::Routing> observed_routing_;
   std::map<std::string, std::unique_ptr<TensorJudge>> judges_;
+  std::map<std::string, double> reference_squares_;
   Judgement judgement_;
 };
 
@@ -405,7 +421,25 @@ void DumpJudge::CompareCounts(const reference::StepResult& want) {
   judgement_.findings.push_back(std::move(finding));
 }
 
+// A golden file speaks of one problem: the reference must still give what it gave when the file was made.
+void DumpJudge::CheckAgainstGolden() const {
+  if (options_.golden == nullptr || observed_routing_) {
+    return;
+  }
+  for (const auto& [name, reference] : options_.golden->reference) {
+    const auto squares = reference_squares_.find(name);
+    const double norm = squares == reference_squares_.end() ? 0.0 : std::sqrt(squares->second);
+    if (std::abs(norm - reference.norm) > 1e-5 * reference.norm) {
+      throw Error(dump_.name, fmt::format("is not the problem of its golden file: the reference's {} has norm "
+                                          "{:.6e} here and {:.6e} there; other inputs, or a golden file to "
+                                          "regenerate",
+                                          name, norm, reference.norm));
+    }
+  }
+}
+
 void DumpJudge::JudgeWhole(const std::string& name, const Estimate& want) {
+  reference_squares_[name] += want.value.squaredNorm();
   TensorJudge* judge = JudgeOf(name);
   if (judge == nullptr) {
     return;
@@ -479,6 +513,7 @@ Judgement DumpJudge::Run() {
   }
   const auto on_expert = [&](const reference::ExpertGradients& gradients) {
     const auto judge = [&](const std::string& name, const Estimate& want) {
+      reference_squares_[name] += want.value.squaredNorm();
       if (TensorJudge* tensor = JudgeOf(name)) {
         tensor->JudgeUnit(gradients.expert, want.value, want.deviation);
       }
@@ -496,6 +531,7 @@ Judgement DumpJudge::Run() {
   JudgeWhole("d_shared_w3_FD", want.d_shared_w3_FD);
   JudgeWhole("d_shared_w2_DF", want.d_shared_w2_DF);
   JudgeWhole("d_shared_gate_D", want.d_shared_gate_D);
+  CheckAgainstGolden();
   CompareCounts(want);
   for (const std::string& name : order) {
     judgement_.findings.push_back(judges_.at(name)->Finish());

@@ -33,7 +33,7 @@ constexpr const char* kMetadata = "__metadata__";
 // Limits of moegate itself. A dump has some 25 tensors of at most 3 dimensions, while a header at
 // the size limit could hold 50 million values, or a million keys, which ordered_json inserts in
 // quadratic time.
-constexpr std::size_t kMostSeparators = 20'000;
+constexpr std::size_t kMostSeparators = 10'000;
 constexpr std::size_t kMostDimensions = 8;
 
 struct FileDtype {

@@ -157,9 +157,9 @@ TEST(Safetensors, RefusesAHeaderOfManyValuesBeforeParsingIt) {
     }
     return header + "}}";
   };
-  EXPECT_EQ(FaultOf(FileOf(header_of(10'000), 0)), "");
-  EXPECT_EQ(FaultOf(FileOf(header_of(10'001), 0)),
-            "f: has more than 20000 commas and colons in its header; a dump has a few hundred");
+  EXPECT_EQ(FaultOf(FileOf(header_of(5'000), 0)), "");
+  EXPECT_EQ(FaultOf(FileOf(header_of(5'001), 0)),
+            "f: has more than 10000 commas and colons in its header; a dump has a few hundred");
 }
 
 // Each header with 24 bytes of data.
@@ -180,7 +180,7 @@ TEST(Safetensors, SaysWhatIsWrongInTheHeader) {
                "f#/a/dtype: dtype \"F8_E4M3\" of tensor \"a\" is not one moegate reads; use F64, "
                "F32, BF16, F16, I64 or I32"},
            Bad{R"({"a\u001b":{"dtype":"f\n","shape":[24],"data_offsets":[0,24]}})",
-               "f#/a\x1b/dtype: dtype \"f\\n\" of tensor \"a\\u001b\" is not one moegate reads; "
+               "f#/a\\x1b/dtype: dtype \"f\\n\" of tensor \"a\\u001b\" is not one moegate reads; "
                "use F64, F32, BF16, F16, I64 or I32"},
            Bad{R"({"a":{"dtype":"F32","shape":6,"data_offsets":[0,24]}})",
                "f#/a/shape: is a number; must be an array"},

@@ -84,8 +84,9 @@ void InputGenerator::Read(const std::string& name, const Slice& slice, std::span
     for (std::size_t dim = 0; dim < shape.size(); ++dim) {
       global = global * shape[dim] + slice.index[dim][at[dim]];
     }
-    const std::uint64_t row_key =
-        redrawn ? key + redraws_T_[static_cast<std::size_t>(slice.index[0][at[0]])] : key;
+    // Each redraw is a stream of its own: keys that differ in low bits only would permute one another's rows.
+    const std::uint64_t redraws = redrawn ? redraws_T_[static_cast<std::size_t>(slice.index[0][at[0]])] : 0;
+    const std::uint64_t row_key = redraws == 0 ? key : Mix(key + redraws);
     out[static_cast<std::size_t>(element)] = Value(row_key, scale, global);
     for (std::size_t dim = shape.size(); dim-- > 0;) {
       if (++at[dim] < slice.index[dim].size()) {

@@ -27,7 +27,7 @@ std::string PlaceOf(std::string_view text, std::size_t offset) {
 }
 
 // The longest name that anything of ours has is far shorter; comparing long keys takes long.
-constexpr std::size_t kLongestKey = 256;
+constexpr std::size_t kLongestKey = 128;
 
 // Reads a document without building it and throws at what nlohmann_json lets through: duplicate keys,
 // and what would take it long to build (its ordered objects compare a new key with all others; its

@@ -605,7 +605,7 @@ Error FailureError(const std::vector<const Rank*>& failures, std::int64_t world_
   }
   const std::string words = culprit.Words();
   what += words.empty() ? " and left no words" : "; its last words: " + words;
-  return Error(fmt::format("rank {} of {}", culprit.rank, world_size), what);
+  return Error(fmt::format("rank {} of {}", culprit.rank, world_size), what, Newlines::kKeep);
 }
 
 Error DeadlineError(const Ranks& ranks, const LaunchOptions& options) {
@@ -623,7 +623,8 @@ Error DeadlineError(const Ranks& ranks, const LaunchOptions& options) {
       fmt::format("{} of {}", RankList(running), options.world_size),
       fmt::format("did not finish within {:g} s; ", seconds) +
           (words.empty() ? fmt::format("rank {} left no words", first->rank)
-                         : fmt::format("the last words of rank {}: {}", first->rank, words)));
+                         : fmt::format("the last words of rank {}: {}", first->rank, words)),
+      Newlines::kKeep);
 }
 
 // Returns 0 when all ranks ended well, and the signal that asked this process to end.

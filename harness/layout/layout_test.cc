@@ -24,7 +24,7 @@ std::string ComplaintOf(std::string_view text) {
 TEST(Layout, PrintsWhatDesignSays) {
   EXPECT_EQ(ToText(Layout{}), "dp1");
   EXPECT_EQ(ToText(Layout{.dp_shard = 2, .tp = 2, .ep = 4}), "dp2.tp2.ep4.etp1");
-  EXPECT_EQ(ToText(Layout{.tp = 2, .etp = 2}), "tp2");       // the default of tp alone
+  EXPECT_EQ(ToText(Layout{.tp = 2, .etp = 2}), "tp2");  // the default of tp alone
   EXPECT_EQ(ToText(Layout{.tp = 2, .etp = 1}), "tp2.etp1");
   EXPECT_EQ(ToText(Layout{.dp_shard = 2, .ep = 2}), "dp2.ep2");
   EXPECT_EQ(ToText(Layout{.dp_shard = 2, .etp = 2}), "dp2.tp1.etp2");
@@ -68,9 +68,10 @@ TEST(Layout, NamesWhatIsWrongWithASize) {
 }
 
 TEST(Layout, FillsItsWorldWithExperts) {
-  EXPECT_EQ(ComplaintOf("dp3.ep2"),
-            "here: layout \"dp3.ep2\" does not fill its world: ep 2 times etp 1 does not divide the "
-            "3 ranks of dp * cp * tp");
+  EXPECT_EQ(
+      ComplaintOf("dp3.ep2"),
+      "here: layout \"dp3.ep2\" does not fill its world: ep 2 times etp 1 does not divide the "
+      "3 ranks of dp * cp * tp");
   EXPECT_NE(ComplaintOf("tp1.etp2"), "");  // one rank
 }
 
@@ -141,10 +142,11 @@ TEST(Mesh, TreatsAMissingAxisAsOneOfSizeOne) {
 }
 
 TEST(TokensOf, TakesAChunkOfEverySequence) {
-  // 2 data-parallel ranks with 2 sequences of 6 tokens each; cp halves a sequence, tp cuts that in 3.
+  // 2 data-parallel ranks with 2 sequences of 6 tokens each; cp halves a sequence, tp cuts that
+  // in 3.
   const Layout layout = ParseLayout("dp2.cp2.tp3.lb2", "here");
   EXPECT_EQ(TokensOf(kModel, layout, 0, true), (Ranks{0, 6}));
-  EXPECT_EQ(TokensOf(kModel, layout, 4, true), (Ranks{4, 10}));   // dp 0, cp 1, tp 1
+  EXPECT_EQ(TokensOf(kModel, layout, 4, true), (Ranks{4, 10}));  // dp 0, cp 1, tp 1
   EXPECT_EQ(TokensOf(kModel, layout, 11, true), (Ranks{17, 23}));
   EXPECT_EQ(TokensOf(kModel, layout, 4, false), (Ranks{3, 4, 5, 9, 10, 11}));
 }

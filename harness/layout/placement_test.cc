@@ -29,9 +29,9 @@ TEST(Placement, ReadsWhatItPrints) {
 }
 
 TEST(Placement, RefusesWhatIsNoPlacement) {
-  for (const char* text : {"", "r", "S", "S(", "S()", "S(-1)", "S(x)", "S(0", "S(0,1)", "S(0) ",
-                           "S( 0)", "SS(0)", "SS(0,0)", "SS(0,-2)", "SS(0,4,2)", "SS(,4)", "RP",
-                           "S(99999999999999999999)"}) {
+  for (const char* text :
+       {"", "r", "S", "S(", "S()", "S(-1)", "S(x)", "S(0", "S(0,1)", "S(0) ", "S( 0)", "SS(0)",
+        "SS(0,0)", "SS(0,-2)", "SS(0,4,2)", "SS(,4)", "RP", "S(99999999999999999999)"}) {
     EXPECT_FALSE(PlacementFromText(text)) << text;
   }
 }
@@ -53,9 +53,9 @@ TEST(Slice, AppliesTheOuterAxisFirst) {
 // FSDP shards what TP left of a weight, though dp is the outer axis: DTensor spells this
 // (_StridedShard(0, split_factor=4), Shard(0)).
 TEST(Slice, StridedShardIsTpFirstThenFsdp) {
-  EXPECT_EQ(Held(16, {{Axis::kDpShard, StridedShard(0, 4)}, {Axis::kTp, Shard(0)}}),
-            (std::vector<Indices>{
-                {0, 1}, {4, 5}, {8, 9}, {12, 13}, {2, 3}, {6, 7}, {10, 11}, {14, 15}}));
+  EXPECT_EQ(
+      Held(16, {{Axis::kDpShard, StridedShard(0, 4)}, {Axis::kTp, Shard(0)}}),
+      (std::vector<Indices>{{0, 1}, {4, 5}, {8, 9}, {12, 13}, {2, 3}, {6, 7}, {10, 11}, {14, 15}}));
   EXPECT_EQ(Held(16, {{Axis::kDpShard, StridedShard(0, 4)}})[4],
             (Indices{2, 3, 6, 7, 10, 11, 14, 15}));
 }
@@ -74,7 +74,8 @@ TEST(Slice, TilesTheTensorForEveryPairOfPlacements) {
 }
 
 TEST(Slice, CutsEachDimensionOnItsOwn) {
-  const Slice slice = SliceOf({4, 6, 2}, kDp2Tp4, {{Axis::kDpShard, Shard(1)}, {Axis::kTp, Shard(0)}}, 6);
+  const Slice slice =
+      SliceOf({4, 6, 2}, kDp2Tp4, {{Axis::kDpShard, Shard(1)}, {Axis::kTp, Shard(0)}}, 6);
   EXPECT_EQ(slice.index, (std::vector<Indices>{{2}, {3, 4, 5}, {0, 1}}));
   EXPECT_EQ(slice.LocalShape(), (Shape{1, 3, 2}));
 }

@@ -111,7 +111,7 @@ class LibTorchPlugin : public StepPlugin {
       thread.join();
     }
     if (!first_failure.empty()) {
-      throw Error("threads", first_failure);
+      throw Error("threads", first_failure, Newlines::kKeep);
     }
     return outputs;
   }

@@ -100,11 +100,12 @@ void WriteJUnit(const std::string& path, const std::vector<Result>& results, con
   for (const Result& result : results) {
     tinyxml2::XMLElement* test = suite->InsertNewChildElement("testcase");
     const std::size_t at = result.id.find('@');
-    test->SetAttribute("classname", at == std::string::npos ? "dump" : result.id.substr(at + 1).c_str());
     // Not every byte of a folder's name may stand in XML.
+    const std::string layout = at == std::string::npos ? "dump" : Printable(result.id.substr(at + 1));
     const std::string name = Printable(result.id.substr(0, at) + " " + result.dtype);
+    test->SetAttribute("classname", layout.c_str());
     test->SetAttribute("name", name.c_str());
-    test->SetAttribute("time", result.seconds);
+    test->SetAttribute("time", std::isfinite(result.seconds) ? result.seconds : 0.0);
     tinyxml2::XMLElement* properties = test->InsertNewChildElement("properties");
     const auto property = [&](const char* key, const std::string& value) {
       tinyxml2::XMLElement* element = properties->InsertNewChildElement("property");
@@ -118,7 +119,7 @@ void WriteJUnit(const std::string& path, const std::vector<Result>& results, con
       tinyxml2::XMLElement* element = test->InsertNewChildElement(tag);
       element->SetAttribute("message", Printable(Headline(result)).c_str());
       if (result.verdict != Verdict::kSkipped) {
-        element->SetText(Printable(ToText(result), Newlines::kKeep).c_str());
+        element->SetText(ToText(result).c_str());
       }
     };
     switch (result.verdict) {

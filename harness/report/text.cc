@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "harness/base/text.h"
 #include "harness/report/result.h"
 
 namespace moe {
@@ -71,6 +72,14 @@ std::string FineLine(const Result& result) {
   return fmt::format("{}", fmt::join(parts, "  "));
 }
 
+std::string EvidenceOf(const Finding& finding) {
+  std::string text;
+  for (const std::string& sentence : finding.evidence) {
+    text += fmt::format("  {}\n", sentence);
+  }
+  return text;
+}
+
 std::string PlantedText(const Result& result) {
   if (result.planted.empty()) {
     return "";
@@ -78,6 +87,45 @@ std::string PlantedText(const Result& result) {
   const auto right = std::count_if(result.planted.begin(), result.planted.end(),
                                    [](const PlantedOutcome& p) { return p.as_wanted; });
   return fmt::format("  faults told {}/{}", right, result.planted.size());
+}
+
+std::string StoryOf(const Result& result) {
+  const std::string head = fmt::format("{:<7}  {} {}{}", Label(result.verdict), result.id, result.dtype,
+                                       result.fault ? fmt::format(" with '{}'", *result.fault) : "");
+  if (result.verdict == Verdict::kPass || result.verdict == Verdict::kSkipped) {
+    std::string text = fmt::format("{}   {}\n", head, Headline(result));
+    for (const std::string& note : result.judgement.notes) {
+      text += fmt::format("  note   {}\n", note);
+    }
+    return text;
+  }
+  std::string text = fmt::format("{}   {}\n", head, Headline(result));
+  if (result.verdict == Verdict::kError) {
+    return text + (result.repro.empty() ? "" : fmt::format("  repro  {}\n", result.repro));
+  }
+  text += '\n';
+  const Finding* worst = WorstFinding(result);
+  if (worst != nullptr) {
+    text += EvidenceOf(*worst);
+  }
+  for (const Finding& finding : result.judgement.findings) {
+    if (&finding != worst && finding.verdict != Verdict::kPass) {
+      text += fmt::format("\n  {}: {}\n{}", finding.tensor, finding.text, EvidenceOf(finding));
+    }
+  }
+  for (const PlantedOutcome& planted : result.planted) {
+    if (!planted.as_wanted) {
+      text += fmt::format("  fault  '{}': {}\n", planted.fault, planted.said);
+    }
+  }
+  if (const std::string fine = FineLine(result); !fine.empty()) {
+    text += fmt::format("  fine   {}\n", fine);
+  }
+  for (const std::string& note : result.judgement.notes) {
+    text += fmt::format("  note   {}\n", note);
+  }
+  text += fmt::format("\n  repro  {}\n\n", result.repro);
+  return text;
 }
 
 }  // namespace
@@ -108,44 +156,8 @@ std::string Headline(const Result& result) {
 }
 
 std::string ToText(const Result& result) {
-  const std::string head = fmt::format("{:<7}  {} {}{}", Label(result.verdict), result.id, result.dtype,
-                                       result.fault ? fmt::format(" with '{}'", *result.fault) : "");
-  if (result.verdict == Verdict::kPass || result.verdict == Verdict::kSkipped) {
-    std::string text = fmt::format("{}   {}\n", head, Headline(result));
-    for (const std::string& note : result.judgement.notes) {
-      text += fmt::format("  note   {}\n", note);
-    }
-    return text;
-  }
-  std::string text = fmt::format("{}   {}\n", head, Headline(result));
-  if (result.verdict == Verdict::kError) {
-    return text + (result.repro.empty() ? "" : fmt::format("  repro  {}\n", result.repro));
-  }
-  text += '\n';
-  for (const Finding& finding : result.judgement.findings) {
-    if (finding.verdict == Verdict::kPass) {
-      continue;
-    }
-    if (!finding.text.empty() && Headline(result).rfind(finding.tensor, 0) != 0) {
-      text += fmt::format("  {}: {}\n", finding.tensor, finding.text);
-    }
-    for (const std::string& sentence : finding.evidence) {
-      text += fmt::format("  {}\n", sentence);
-    }
-  }
-  for (const PlantedOutcome& planted : result.planted) {
-    if (!planted.as_wanted) {
-      text += fmt::format("  fault  '{}': {}\n", planted.fault, planted.said);
-    }
-  }
-  if (const std::string fine = FineLine(result); !fine.empty()) {
-    text += fmt::format("  fine   {}\n", fine);
-  }
-  for (const std::string& note : result.judgement.notes) {
-    text += fmt::format("  note   {}\n", note);
-  }
-  text += fmt::format("\n  repro  {}\n\n", result.repro);
-  return text;
+  // Folders and dumps of strangers have their say in it, and it ends on a terminal.
+  return Printable(StoryOf(result), Newlines::kKeep);
 }
 
 std::string ToText(const Summary& s) {

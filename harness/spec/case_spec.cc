@@ -157,7 +157,9 @@ CaseSpec ReadCase(const std::string& path, const std::string& name) {
   const JsonNode root(json, path);
   root.OnlyKeys({"schema", "why", "source", "model", "step", "numerics", "layouts", "must_catch",
                  "must_pass"});
-  root.At("schema").Integer(1, 1);
+  if (const JsonNode schema = root.At("schema"); schema.Integer() != 1) {
+    schema.Fail(fmt::format("is {}; this moegate reads schema 1", schema.Integer()));
+  }
   CaseSpec spec;
   spec.name = name;
   spec.path = path;

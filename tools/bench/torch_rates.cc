@@ -5,21 +5,16 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <string>
 #include <vector>
 
 #include "harness/base/tensors.h"
+#include "tools/bench/cpu_clock.h"
 
 namespace moe::bench {
 namespace {
 
 using at::Tensor;
-using Clock = std::chrono::steady_clock;
-
-double SecondsSince(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 Tensor ReadLeaf(const TensorSource& inputs, const std::string& name, const Slice& slice,
                 const Shape& shape) {
@@ -37,10 +32,10 @@ double TorchGemmRate(std::int64_t size) {
   Tensor c = at::empty({size, size}, at::kDouble);
   double best = 0.0;
   for (int run = 0; run < 4; ++run) {
-    const auto start = Clock::now();
+    const double start = CpuSeconds();
     at::mm_out(c, a, b);
     const auto n = static_cast<double>(size);
-    best = std::max(best, 2e-9 * n * n * n / SecondsSince(start));
+    best = std::max(best, 2e-9 * n * n * n / (CpuSeconds() - start));
   }
   return best;
 }
@@ -58,7 +53,7 @@ struct TorchStep::Leaves {
 };
 
 TorchStep::TorchStep(const Model& model, const TensorSource& inputs)
-    : leaves_(new Leaves{.model = model}) {
+    : leaves_(std::make_unique<Leaves>(Leaves{.model = model})) {
   at::set_num_threads(1);
   const auto whole = [&](const std::string& name) {
     const Shape shape = ShapeOf(name, model);
@@ -80,12 +75,10 @@ TorchStep::TorchStep(const Model& model, const TensorSource& inputs)
   }
 }
 
-TorchStep::~TorchStep() {
-  delete leaves_;
-}
+TorchStep::~TorchStep() = default;
 
 double TorchStep::Run() {
-  const auto start = Clock::now();
+  const double start = CpuSeconds();
   const Tensor& x_TD = leaves_->x_TD;
   const Tensor scores_TE = at::softmax(at::mm(x_TD, leaves_->gate_ED.t()), -1);
   const auto [score_TK, expert_TK] = scores_TE.topk(leaves_->model.top_k, -1);
@@ -103,7 +96,7 @@ double TorchStep::Run() {
                   {leaves_->w1_FD[expert], leaves_->w3_FD[expert], leaves_->w2_DF[expert]});
   }
   const std::vector<Tensor> gradients = torch::autograd::grad({y_TD}, wanted, {leaves_->d_y_TD});
-  const double seconds = SecondsSince(start);
+  const double seconds = CpuSeconds() - start;
   gate_gradient_size_ = gradients[1].abs().sum().item<double>();
   return seconds;
 }
