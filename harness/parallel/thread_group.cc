@@ -15,7 +15,7 @@ class ThreadMeeting {
  public:
   struct Slot {
     std::string operation;
-    const at::Tensor* tensor = nullptr;
+    at::Tensor tensor;  // kept alive here: a rank that throws leaves while others still look at it
     std::vector<std::int64_t> send_rows;
   };
 
@@ -90,7 +90,7 @@ class ThreadGroup : public Group {
     return Meet("all_gather", input, {}, /*same_shape=*/true, [&] {
       std::vector<at::Tensor> parts;
       for (std::size_t other = 0; other < meeting_.ranks().size(); ++other) {
-        parts.push_back(*meeting_.slot(other).tensor);
+        parts.push_back(meeting_.slot(other).tensor);
       }
       return at::cat(parts, 0);
     });
@@ -111,7 +111,7 @@ class ThreadGroup : public Group {
                                       meeting_.ranks()[other], slot.send_rows[rank_],
                                       meeting_.ranks()[rank_], receive_rows[other]));
         }
-        parts.push_back(slot.tensor->narrow(0, first, receive_rows[other]));
+        parts.push_back(slot.tensor.narrow(0, first, receive_rows[other]));
       }
       return at::cat(parts, 0);
     });
@@ -123,15 +123,15 @@ class ThreadGroup : public Group {
   template <typename Compute>
   at::Tensor Meet(const std::string& operation, const at::Tensor& input,
                   const std::vector<std::int64_t>& send_rows, bool same_shape, const Compute& compute) {
-    meeting_.slot(rank_) = {operation, &input, send_rows};
+    meeting_.slot(rank_) = {operation, input, send_rows};
     meeting_.Wait(operation);
     for (std::size_t other = 0; other < meeting_.ranks().size(); ++other) {
       const auto& slot = meeting_.slot(other);
-      if (slot.operation != operation || slot.tensor->scalar_type() != input.scalar_type() ||
-          (same_shape && slot.tensor->sizes() != input.sizes())) {
+      if (slot.operation != operation || slot.tensor.scalar_type() != input.scalar_type() ||
+          (same_shape && slot.tensor.sizes() != input.sizes())) {
         throw Error("", fmt::format("rank {} is in {} with {} elements while rank {} is in {} with {}",
                                     meeting_.ranks()[rank_], operation, input.numel(),
-                                    meeting_.ranks()[other], slot.operation, slot.tensor->numel()));
+                                    meeting_.ranks()[other], slot.operation, slot.tensor.numel()));
       }
     }
     at::Tensor output = compute();
@@ -144,7 +144,7 @@ class ThreadGroup : public Group {
   at::Tensor SumOf(const at::Tensor& part, std::int64_t first) const {
     at::Tensor sum;
     for (std::size_t other = 0; other < meeting_.ranks().size(); ++other) {
-      const at::Tensor& whole = *meeting_.slot(other).tensor;
+      const at::Tensor& whole = meeting_.slot(other).tensor;
       const at::Tensor share =
           whole.sizes() == part.sizes() ? whole : whole.narrow(0, first, part.size(0));
       sum = other == 0 ? share.clone() : sum.add_(share);
