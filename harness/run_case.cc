@@ -18,6 +18,8 @@ Manifest MakeManifest(const CaseSpec& spec, const Layout& layout, Dtype dtype, c
                     .layout = layout,
                     .model = spec.model,
                     .dtype = dtype,
+                    // Finer than a foreign step's may be: logits never leave the score dtype.
+                    .casts = {{"scores_TE", dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32}},
                     .case_name = spec.name};
   for (const ContractTensor& tensor : contract.tensors) {
     if (tensor.result) {

@@ -1,12 +1,15 @@
 #include "harness/run_step.h"
 
 #include <dlfcn.h>
+#include <signal.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -38,28 +41,44 @@ const StepPlugin* LoadPlugin() {
   return entry();
 }
 
-// A folder of our own that is gone when we are.
+// A folder of our own that is gone when we are; at the latest when the next one is made, since its name has
+// our process id in it and whoever is killed cannot clean up.
 class ScratchFolder {
  public:
   ScratchFolder() {
     // In memory where the machine has it: a rank's output is written once and read once.
     const fs::path parent = fs::exists("/dev/shm") ? "/dev/shm" : fs::temp_directory_path();
-    std::string name = (parent / "moegate-XXXXXX").string();
+    RemoveThoseOfTheDead(parent);
+    std::string name = (parent / fmt::format("moegate-{}-XXXXXX", ::getpid())).string();
     if (::mkdtemp(name.data()) == nullptr) {
       throw Error(parent.string(), "does not let a scratch folder be made");
     }
     path_ = name;
   }
-  ~ScratchFolder() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
+  ~ScratchFolder() { Remove(); }
   ScratchFolder(const ScratchFolder&) = delete;
   ScratchFolder& operator=(const ScratchFolder&) = delete;
 
   const fs::path& path() const { return path_; }
 
+  void Remove() const {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+
  private:
+  static void RemoveThoseOfTheDead(const fs::path& parent) {
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(parent, ignored)) {
+      int owner = 0;
+      const std::string name = entry.path().filename().string();
+      if (std::sscanf(name.c_str(), "moegate-%d-", &owner) == 1 && owner > 0 && ::kill(owner, 0) != 0 &&
+          errno == ESRCH) {
+        fs::remove_all(entry.path(), ignored);
+      }
+    }
+  }
+
   fs::path path_;
 };
 
@@ -85,7 +104,10 @@ std::vector<RankOutput> RunProcesses(const StepRequest& request, const std::stri
   const auto tensors = [&](std::int64_t rank) { return scratch.path() / fmt::format("{}.tensors", rank); };
   const auto calls = [&](std::int64_t rank) { return scratch.path() / fmt::format("{}.calls", rank); };
   const StepPlugin& plugin = TheStepPlugin();
-  RunRanks({.world_size = world_size, .deadline = request.deadline}, [&](std::int64_t rank) {
+  const LaunchOptions launch{.world_size = world_size,
+                             .deadline = request.deadline,
+                             .before_signal_death = [&] { scratch.Remove(); }};
+  RunRanks(launch, [&](std::int64_t rank) {
     const RankOutput output = plugin.RunRank(request, {.backend = backend,
                                                        .rank = rank,
                                                        .world_size = world_size,
@@ -116,6 +138,9 @@ const StepPlugin& TheStepPlugin() {
 }
 
 std::vector<RankOutput> RunRanksOf(const StepRequest& request, const std::string& backend) {
+  if (backend != "threads" && backend != "gloo" && backend != "nccl") {
+    throw Error("backend", fmt::format("\"{}\" is none; use threads, gloo or nccl", backend));
+  }
   return backend == "threads" ? TheStepPlugin().RunThreads(request) : RunProcesses(request, backend);
 }
 

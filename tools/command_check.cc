@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <memory>
+#include <new>
 
 #include "harness/base/error.h"
 #include "harness/compare/problem.h"
@@ -58,6 +59,8 @@ int Check(const CommonOptions& common, const std::vector<std::string>& dumps, co
       results.push_back(CheckOne(common, folder));
     } catch (const Error& error) {
       results.push_back({.id = folder, .verdict = Verdict::kError, .text = error.what()});
+    } catch (const std::bad_alloc&) {
+      results.push_back({.id = folder, .verdict = Verdict::kError, .text = folder + ": needs more memory than there is"});
     }
     if (!output.json) {
       fmt::print("{}", ToText(results.back()));

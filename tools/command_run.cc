@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <memory>
 
@@ -130,6 +131,9 @@ int Run(const CommonOptions& common, const RunCommand& command, const OutputOpti
   std::optional<Fault> fault;
   if (!command.fault.empty()) {
     fault = ParseFault(command.fault, "--fault");
+  }
+  if (!std::isfinite(command.deadline_seconds)) {
+    throw Error("--deadline", "is not a number of seconds");
   }
   const std::vector<Listed> listed = ListRuns(selected, command, fault);
   RunOptions options{

@@ -133,6 +133,9 @@ int Finish(const std::vector<Result>& results, std::int64_t listed, const Output
   } else {
     fmt::print("{}\n", ToText(summary));
   }
+  if (std::fflush(stdout) != 0) {
+    throw Error("standard output", "cannot be written, so the report is lost");
+  }
   if (output.junit) {
     WriteJUnit(*output.junit, results, summary);
   }

@@ -120,6 +120,7 @@ void Diagnosis::AddHypotheses(const Mesh& mesh, const std::vector<Axis>& axes, b
 
 void Diagnosis::Add(const Unit& unit) {
   for (std::size_t i = 0; i < unit.holders.size(); ++i) {
+    all_zero_ = all_zero_ && Norm(unit.got[i]) == 0.0;
     const double want_want = Dot(unit.want[i], unit.want[i]);
     if (std::sqrt(want_want) <= 4.0 * unit.allowed[i]) {
       continue;  // Too small against rounding to say anything about a factor.
@@ -306,7 +307,9 @@ void Diagnosis::Explain(Finding& finding) const {
   const double factor = want_want_ > 0.0 ? got_want_ / want_want_ : 0.0;
   const bool same = largest_factor_ - smallest_factor_ <=
                     4.0 * std::max(largest_scale_residual_, 1e-12) * std::max(1.0, std::abs(factor));
-  if (want_want_ > 0.0 && one_factor_ && same && std::abs(factor) > 1e-9) {
+  // A factor that is nearer to 1 than what it leaves unexplained explains nothing.
+  const bool telling = std::abs(factor - 1.0) > 2.0 * largest_scale_residual_;
+  if (want_want_ > 0.0 && one_factor_ && same && telling && std::abs(factor) > 1e-9) {
     finding.cause = Cause::kWrongScale;
     finding.factor = factor;
     finding.residual = largest_scale_residual_;
@@ -331,7 +334,8 @@ void Diagnosis::Explain(Finding& finding) const {
     return;
   }
   finding.cause = Cause::kUnexplained;
-  finding.text = "wrong, and no missing, doubled or averaged sum explains it";
+  finding.text = all_zero_ ? "zero on every rank, which the reference is not"
+                           : "wrong, and no missing, doubled or averaged sum explains it";
 }
 
 }  // namespace moe

@@ -63,6 +63,7 @@ class Diagnosis {
   double largest_factor_ = 0.0;
   double largest_scale_residual_ = 0.0;
   bool one_factor_ = true;
+  bool all_zero_ = true;
 };
 
 }  // namespace moe

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <openssl/sha.h>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -73,8 +74,9 @@ Golden ParseGolden(const Json& json, const std::string& path) {
   if (const JsonNode schema = root.At("schema"); schema.Integer() != 1) {
     schema.Fail(fmt::format("is {}; this moegate reads schema 1", schema.Integer()));
   }
+  const JsonNode margin = root.At("smallest_logit_margin");
   Golden golden{.case_sha256 = root.At("case_sha256").String(),
-                .smallest_logit_margin = NonNegative(root.At("smallest_logit_margin"))};
+                .smallest_logit_margin = margin.value().is_null() ? INFINITY : NonNegative(margin)};
   for (const auto& [tensor, node] : root.At("reference").Members()) {
     node.OnlyKeys({"norm", "digest"});
     golden.reference[tensor] = {NonNegative(node.At("norm")), node.At("digest").Number()};
@@ -119,7 +121,10 @@ Json ToJson(const Golden& golden) {
   json["schema"] = 1;
   json["case_sha256"] = golden.case_sha256;
   json["made_by"] = "tools/regen_golden.sh";
-  json["smallest_logit_margin"] = Rounded(golden.smallest_logit_margin, 3);
+  // Infinite where every expert is chosen, which JSON cannot say.
+  json["smallest_logit_margin"] = std::isfinite(golden.smallest_logit_margin)
+                                      ? Json(Rounded(golden.smallest_logit_margin, 3))
+                                      : Json(nullptr);
   for (const auto& [tensor, reference] : golden.reference) {
     json["reference"][tensor]["norm"] = Rounded(reference.norm, 7);
     json["reference"][tensor]["digest"] = Rounded(reference.digest, 7);

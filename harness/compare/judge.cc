@@ -20,13 +20,19 @@ namespace {
 using reference::Estimate;
 using reference::Matrix;
 
-
 double L2(const std::vector<double>& values) {
   double sum = 0.0;
   for (const double value : values) {
     sum += value * value;
   }
   return std::sqrt(sum);
+}
+
+// Whether the producer computes something in a coarser dtype than the golden tolerances assume.
+bool CoarsensAnything(const Manifest& manifest) {
+  return std::any_of(manifest.casts.begin(), manifest.casts.end(), [&](const auto& cast) {
+    return UnitRoundoff(cast.second) > UnitRoundoff(manifest.dtype);
+  });
 }
 
 // One tensor on its way through the judge.
@@ -37,13 +43,13 @@ class TensorJudge {
         observed_(dump, name),
         diagnosis_(observed_, dump.manifest.meshes, options.contract, options.calls),
         dtype_(dump.manifest.dtype),
-        golden_counts_(dump.manifest.casts.empty()) {
+        golden_counts_(!CoarsensAnything(dump.manifest)) {
     finding_.tensor = name;
     tolerance_ = GoldenTolerance();
   }
 
-  // Judges unit `global_unit` of every holder that has it. The rows and columns of `want` are the last two
-  // dimensions of the unit (or its only one).
+  // Judges unit `global_unit` of every holder that has it. The rows and columns of `want` are the
+  // last two dimensions of the unit (or its only one).
   void JudgeUnit(std::int64_t global_unit, const Matrix& value, const Matrix& deviation);
   Finding Finish();
   const Judgement::Measured& measured() const { return measured_; }
@@ -75,7 +81,8 @@ class TensorJudge {
   std::string worst_;
   double worst_excess_ = 0.0;  // error over what is allowed, of the worst slice
   std::map<std::int64_t, double> error_of_rank_;
-  double replica_difference_ = 0.0;
+  double replica_difference_ = 0.0;  // L2, the largest, where it is more than rounding
+  std::string replicas_that_differ_;
   std::string corruption_;
 };
 
@@ -116,7 +123,8 @@ void TensorJudge::Fail(const ObservedTensor::Holder& holder) {
 
 void TensorJudge::NoteCorruption(const ObservedTensor::Holder& holder, std::int64_t global_unit,
                                  const std::vector<double>& got) {
-  const auto place = std::find_if(got.begin(), got.end(), [](double v) { return !std::isfinite(v); });
+  const auto place =
+      std::find_if(got.begin(), got.end(), [](double v) { return !std::isfinite(v); });
   if (place == got.end()) {
     return;
   }
@@ -147,28 +155,29 @@ void TensorJudge::CompareReplicas(const Diagnosis::Unit& unit, std::int64_t glob
     }
   }
   for (std::size_t i = 0; i < unit.holders.size(); ++i) {
-    for (const std::size_t replica : observed_.Replicas(unit.holders[i], observed_.mesh(), replicating)) {
+    for (const std::size_t replica :
+         observed_.Replicas(unit.holders[i], observed_.mesh(), replicating)) {
       const auto place = std::find(unit.holders.begin(), unit.holders.end(), replica);
       if (replica <= unit.holders[i] || place == unit.holders.end()) {
         continue;
       }
       const auto& other = unit.got[static_cast<std::size_t>(place - unit.holders.begin())];
       std::vector<double> difference(other.size());
-      std::transform(other.begin(), other.end(), unit.got[i].begin(), difference.begin(), std::minus<>());
-      const double norm = L2(difference);
-      replica_difference_ = std::max(replica_difference_, norm);
-      if (norm > 2.0 * unit.allowed[i]) {
-        Fail(observed_.holders()[unit.holders[i]]);
-        Fail(observed_.holders()[replica]);
-        if (worst_.empty()) {
-          worst_ = fmt::format("replicas differ at {}", UnitName(global_unit));
-        }
+      std::transform(other.begin(), other.end(), unit.got[i].begin(), difference.begin(),
+                     std::minus<>());
+      if (const double norm = L2(difference);
+          norm > std::max(replica_difference_, 2.0 * unit.allowed[i])) {
+        replica_difference_ = norm;
+        replicas_that_differ_ = fmt::format(
+            "ranks {} and {} at {}", fmt::join(observed_.holders()[unit.holders[i]].ranks, " + "),
+            fmt::join(observed_.holders()[replica].ranks, " + "), UnitName(global_unit));
       }
     }
   }
 }
 
-void TensorJudge::JudgeUnit(std::int64_t global_unit, const Matrix& value, const Matrix& deviation) {
+void TensorJudge::JudgeUnit(std::int64_t global_unit, const Matrix& value,
+                            const Matrix& deviation) {
   Diagnosis::Unit unit;
   bool finite = true;
   for (std::size_t h = 0; h < observed_.holders().size(); ++h) {
@@ -209,7 +218,8 @@ void TensorJudge::JudgeUnit(std::int64_t global_unit, const Matrix& value, const
     telling_units_ += kSafety * deviation_norm < kLargestTellingTolerance * want_norm ? 1 : 0;
     if (useful) {
       measured_.bound = std::max(measured_.bound, deviation_norm / want_norm);
-      measured_.error = std::isfinite(error) ? std::max(measured_.error, error / want_norm) : INFINITY;
+      measured_.error =
+          std::isfinite(error) ? std::max(measured_.error, error / want_norm) : INFINITY;
       measured_.ratio = std::max(measured_.ratio, error / deviation_norm);
     }
     const double relative = want_norm > 0.0 ? error / want_norm : (error > 0.0 ? INFINITY : 0.0);
@@ -234,7 +244,9 @@ void TensorJudge::JudgeUnit(std::int64_t global_unit, const Matrix& value, const
     unit.allowed.push_back(allowed);
   }
   if (finite) {
-    CompareReplicas(unit, global_unit);
+    if (finding_.verdict == Verdict::kFail) {
+      CompareReplicas(unit, global_unit);
+    }
     diagnosis_.Add(unit);
   }
 }
@@ -248,8 +260,8 @@ Finding TensorJudge::Finish() {
     finding_.cause = Cause::kCorruption;
     finding_.error = NAN;
     finding_.text = corruption_;
-    finding_.evidence.push_back(fmt::format("what   {} holds {}, the first of its kind", finding_.tensor,
-                                            corruption_));
+    finding_.evidence.push_back(
+        fmt::format("what   {} holds {}, the first of its kind", finding_.tensor, corruption_));
     return finding_;
   }
   std::vector<std::string> errors;
@@ -261,20 +273,24 @@ Finding TensorJudge::Finish() {
     errors.push_back(fmt::format("{:.2e} (rank {})", error_of_rank_[rank], rank));
   }
   finding_.evidence.push_back(fmt::format("what   {} is off by {}; allowed {:.1e}; worst: {}",
-                                          finding_.tensor, fmt::join(errors, ", "), finding_.tolerance,
-                                          worst_));
+                                          finding_.tensor, fmt::join(errors, ", "),
+                                          finding_.tolerance, worst_));
   if (options_.golden != nullptr && tolerance_) {
     const auto& entry = options_.golden->tolerances.at(dtype_).at(finding_.tensor);
-    finding_.evidence.push_back(
-        fmt::format("       clean runs reach {:.1e}{}", entry.noise_floor,
-                    entry.fault_floor
-                        ? fmt::format("; the smallest planted fault gives {:.1e}", *entry.fault_floor)
-                        : ""));
+    finding_.evidence.push_back(fmt::format(
+        "       clean runs reach {:.1e}{}", entry.noise_floor,
+        entry.fault_floor
+            ? fmt::format("; the smallest planted fault gives {:.1e}", *entry.fault_floor)
+            : ""));
   }
   diagnosis_.Explain(finding_);
+  if (finding_.cause == Cause::kUnexplained && !replicas_that_differ_.empty()) {
+    finding_.evidence.push_back(
+        fmt::format("why    replicas must agree, and those of {} differ by {:.2e} (L2)",
+                    replicas_that_differ_, replica_difference_));
+  }
   return finding_;
 }
-
 
 }  // namespace
 
@@ -300,6 +316,7 @@ class DumpJudge {
   TensorJudge* JudgeOf(const std::string& name);
   void Vacuous(const std::string& tensor, const std::string& text);
   double RoutingBound() const;
+  void CheckStoredDtype(const std::string& name) const;
 
   const Dump& dump_;
   const Manifest& manifest_;
@@ -321,23 +338,27 @@ void DumpJudge::Vacuous(const std::string& tensor, const std::string& text) {
   judgement_.findings.push_back({.tensor = tensor, .verdict = Verdict::kVacuous, .text = text});
 }
 
-// How far rounding may move a selection score against another: logits of size z are off by a few units of
-// round-off of the dtype they are made in, and no score function is steeper than 1/4.
+// How far rounding may move a selection score against another: logits of size z are off by a few
+// units of round-off of the dtype they are made in, and by what adding up their terms leaves (for
+// terms of random sign about u |x| |g|); no score function is steeper than 1/4.
 double DumpJudge::RoutingBound() const {
   const Matrix logits = problem_.x_TD * problem_.gate_ED.transpose();
   const double largest = logits.size() > 0 ? logits.cwiseAbs().maxCoeff() : 0.0;
-  const double unit = std::max(UnitRoundoff(manifest_.dtype),
-                               RoundingOf(manifest_.dtype, manifest_.casts, 1).logits);
-  return 2.0 * unit * (1.0 + largest);
+  const reference::Rounding rounding = RoundingOf(manifest_.dtype, manifest_.casts, 1);
+  const double unit = std::max(rounding.store, rounding.logits);
+  return 2.0 * unit * (1.0 + largest) + rounding.accumulate *
+                                            problem_.x_TD.rowwise().norm().maxCoeff() *
+                                            problem_.gate_ED.rowwise().norm().maxCoeff();
 }
 
 void DumpJudge::CompareRouting() {
-  own_routing_ = reference::Route(manifest_.model, problem_.x_TD, problem_.gate_ED, problem_.gate_bias_E,
-                                  problem_.expert_bias_E);
+  own_routing_ = reference::Route(manifest_.model, problem_.x_TD, problem_.gate_ED,
+                                  problem_.gate_bias_E, problem_.expert_bias_E);
   judgement_.slots = manifest_.model.tokens * manifest_.model.top_k;
   judgement_.smallest_margin = own_routing_.margin_T.minCoeff();
   if (!manifest_.tensors.contains("topk_expert_TK")) {
-    judgement_.notes.emplace_back("topk_expert_TK was not dumped, so routing was not compared on its own");
+    judgement_.notes.emplace_back(
+        "topk_expert_TK was not dumped, so routing was not compared on its own");
     return;
   }
   judgement_.routing_compared = true;
@@ -351,18 +372,21 @@ void DumpJudge::CompareRouting() {
       const std::int64_t token = observed.GlobalUnit(holder, row);
       const std::vector<double> got = observed.ReadUnit(holder, row);
       const std::set<std::int64_t> chosen(got.begin(), got.end());
-      if (chosen.size() != got.size() || *chosen.begin() < 0 || *chosen.rbegin() >= manifest_.model.experts) {
-        throw Error(dump_.name, fmt::format("topk_expert_TK of token {} on rank {} is [{}]; it must name {} "
-                                            "different experts from 0 to {}",
-                                            token, holder.ranks.front(), fmt::join(got, ", "),
-                                            manifest_.model.top_k, manifest_.model.experts - 1));
+      if (chosen.size() != got.size() || *chosen.begin() < 0 ||
+          *chosen.rbegin() >= manifest_.model.experts) {
+        throw Error(dump_.name,
+                    fmt::format("topk_expert_TK of token {} on rank {} is [{}]; it must name {} "
+                                "different experts from 0 to {}",
+                                token, holder.ranks.front(), fmt::join(got, ", "),
+                                manifest_.model.top_k, manifest_.model.experts - 1));
       }
       const auto own = own_routing_.topk_expert_TK.row(token);
       if (chosen == std::set<std::int64_t>(own.begin(), own.end())) {
         continue;
       }
       for (std::size_t k = 0; k < got.size(); ++k) {
-        routing.topk_expert_TK(token, static_cast<Eigen::Index>(k)) = static_cast<std::int64_t>(got[k]);
+        routing.topk_expert_TK(token, static_cast<Eigen::Index>(k)) =
+            static_cast<std::int64_t>(got[k]);
       }
       if (own_routing_.margin_T(token) <= RoutingBound()) {
         ++ties;
@@ -372,10 +396,12 @@ void DumpJudge::CompareRouting() {
       if (finding.verdict == Verdict::kPass) {
         finding.verdict = Verdict::kFail;
         finding.cause = Cause::kUnexplained;
-        finding.text = fmt::format("token {} goes to experts {}, not {}", token, fmt::join(chosen, ", "),
-                                   fmt::join(own.begin(), own.end(), ", "));
-        finding.evidence.push_back(fmt::format("what   its margin {:.1e} is clear of the rounding bound {:.1e}",
-                                               own_routing_.margin_T(token), RoutingBound()));
+        finding.text =
+            fmt::format("token {} goes to experts {}, not {}", token, fmt::join(chosen, ", "),
+                        fmt::join(own.begin(), own.end(), ", "));
+        finding.evidence.push_back(
+            fmt::format("what   its margin {:.1e} is clear of the rounding bound {:.1e}",
+                        own_routing_.margin_T(token), RoutingBound()));
       }
       finding.ranks.insert(finding.ranks.end(), holder.ranks.begin(), holder.ranks.end());
     }
@@ -385,10 +411,11 @@ void DumpJudge::CompareRouting() {
   finding.error = static_cast<double>(flips) / static_cast<double>(manifest_.model.tokens);
   if (flips + ties > 0) {
     observed_routing_ = routing;
-    judgement_.notes.push_back(fmt::format("{} tokens are routed otherwise than in the reference ({} of them "
-                                           "ties within rounding); the gradients are judged with the observed "
-                                           "routing",
-                                           flips + ties, ties));
+    judgement_.notes.push_back(
+        fmt::format("{} tokens are routed otherwise than in the reference ({} of them "
+                    "ties within rounding); the gradients are judged with the observed "
+                    "routing",
+                    flips + ties, ties));
   }
   judgement_.findings.push_back(std::move(finding));
 }
@@ -403,7 +430,8 @@ void DumpJudge::CompareCounts(const reference::StepResult& want) {
     const std::vector<double> got = observed.ReadUnit(holder, 0);
     for (std::size_t i = 0; i < got.size(); ++i) {
       const std::int64_t expert = holder.slice.index[0][i];
-      const auto wanted = static_cast<double>(want.tokens_per_expert_E[static_cast<std::size_t>(expert)]);
+      const auto wanted =
+          static_cast<double>(want.tokens_per_expert_E[static_cast<std::size_t>(expert)]);
       if (got[i] == wanted) {  // counts are whole numbers, exact in double
         continue;
       }
@@ -421,7 +449,8 @@ void DumpJudge::CompareCounts(const reference::StepResult& want) {
   judgement_.findings.push_back(std::move(finding));
 }
 
-// A golden file speaks of one problem: the reference must still give what it gave when the file was made.
+// A golden file speaks of one problem: the reference must still give what it gave when the file was
+// made.
 void DumpJudge::CheckAgainstGolden() const {
   if (options_.golden == nullptr || observed_routing_) {
     return;
@@ -430,10 +459,11 @@ void DumpJudge::CheckAgainstGolden() const {
     const auto squares = reference_squares_.find(name);
     const double norm = squares == reference_squares_.end() ? 0.0 : std::sqrt(squares->second);
     if (std::abs(norm - reference.norm) > 1e-5 * reference.norm) {
-      throw Error(dump_.name, fmt::format("is not the problem of its golden file: the reference's {} has norm "
-                                          "{:.6e} here and {:.6e} there; other inputs, or a golden file to "
-                                          "regenerate",
-                                          name, norm, reference.norm));
+      throw Error(dump_.name,
+                  fmt::format("is not the problem of its golden file: the reference's {} has norm "
+                              "{:.6e} here and {:.6e} there; other inputs, or a golden file to "
+                              "regenerate",
+                              name, norm, reference.norm));
     }
   }
 }
@@ -460,8 +490,9 @@ void DumpJudge::CheckThatSomethingWasTested(const reference::StepResult& want) {
       continue;
     }
     if (std::find(missing.begin(), missing.end(), result.name) == missing.end()) {
-      Vacuous(result.name, fmt::format("{} is owed by the model and neither dumped nor named in not_dumped",
-                                       result.name));
+      Vacuous(result.name,
+              fmt::format("{} is owed by the model and neither dumped nor named in not_dumped",
+                          result.name));
     } else {
       judgement_.notes.push_back(fmt::format("{} was not dumped and so not judged", result.name));
     }
@@ -475,14 +506,16 @@ void DumpJudge::CheckThatSomethingWasTested(const reference::StepResult& want) {
     finding->verdict = Verdict::kVacuous;
     finding->text = judge->want_norm() == 0.0
                         ? fmt::format("{} is zero in the reference and proves nothing", name)
-                        : fmt::format("{} is no larger than its rounding error in this dtype and proves "
-                                      "nothing",
-                                      name);
+                        : fmt::format(
+                              "{} is no larger than its rounding error in this dtype and proves "
+                              "nothing",
+                              name);
   }
   for (std::size_t e = 0; e < want.tokens_per_expert_E.size(); ++e) {
     const auto expert = static_cast<std::int64_t>(e);
     const auto& idle = options_.idle_experts;
-    if (want.tokens_per_expert_E[e] > 0 || std::find(idle.begin(), idle.end(), expert) != idle.end()) {
+    if (want.tokens_per_expert_E[e] > 0 ||
+        std::find(idle.begin(), idle.end(), expert) != idle.end()) {
       continue;
     }
     const std::string text =
@@ -490,7 +523,27 @@ void DumpJudge::CheckThatSomethingWasTested(const reference::StepResult& want) {
     if (options_.contract == nullptr) {
       judgement_.notes.push_back(text);
     } else {
-      Vacuous("tokens_per_expert_E", text + "; change the seed, raise tokens, or list it in idle_experts");
+      Vacuous("tokens_per_expert_E",
+              text + "; change the seed, raise tokens, or list it in idle_experts");
+    }
+  }
+}
+
+// What is stored more coarsely than the step claims to compute has an error that no bound here
+// knows of.
+void DumpJudge::CheckStoredDtype(const std::string& name) const {
+  const auto cast = manifest_.casts.find(name);
+  const double declared =
+      std::max(UnitRoundoff(manifest_.dtype),
+               cast == manifest_.casts.end() ? 0.0 : UnitRoundoff(cast->second));
+  for (std::int64_t rank = 0; rank < manifest_.WorldSize(); ++rank) {
+    const Dtype stored = dump_.Local(rank, name).dtype;
+    if (UnitRoundoff(stored) > declared) {
+      throw Error(dump_.name,
+                  fmt::format("{} of rank {} is stored in {}, which is coarser than the dtype of "
+                              "the step, {}; store it in {} or declare it under casts",
+                              name, rank, ToText(stored), ToText(manifest_.dtype),
+                              ToText(manifest_.dtype)));
     }
   }
 }
@@ -500,6 +553,7 @@ Judgement DumpJudge::Run() {
   std::vector<std::string> order;
   for (const TensorInfo& result : ResultsOf(manifest_.model)) {
     if (manifest_.tensors.contains(result.name)) {
+      CheckStoredDtype(result.name);
       order.push_back(result.name);
       judges_[result.name] = std::make_unique<TensorJudge>(dump_, result.name, options_);
     }
@@ -507,7 +561,7 @@ Judgement DumpJudge::Run() {
   reference::StepOptions step{
       .rounding = RoundingOf(manifest_.dtype, manifest_.casts, manifest_.WorldSize()),
       .forced_routing = observed_routing_ ? &*observed_routing_ : nullptr};
-  if (options_.contract == nullptr) {
+  if (!manifest_.casts.contains("scores_TE") && !manifest_.casts.contains("logits_TE")) {
     // A foreign step may keep its logits in the dtype it stores in.
     step.rounding->logits = std::max(step.rounding->logits, step.rounding->store);
   }

@@ -705,6 +705,9 @@ void RunRanks(const LaunchOptions& options, const std::function<void(std::int64_
   Check(options);
   const int signal_number = StartAndWatch(options, body);
   if (signal_number != 0) {
+    if (options.before_signal_death) {
+      options.before_signal_death();
+    }
     raise(signal_number);  // the caller's own handlers are back in place; the default one ends here
     throw Error("launch", fmt::format("interrupted by signal {} ({})", signal_number,
                                       strsignal(signal_number)));

@@ -20,6 +20,8 @@ struct LaunchOptions {
   // From the first failure to the choice of the culprit: the first rank to exit is often a victim,
   // whose peer closed the connection a moment before dying itself.
   std::chrono::milliseconds settle{300};
+  // Called when a signal ends the launch, before it is raised again and this process may die of it.
+  std::function<void()> before_signal_death;
 };
 
 // Forks one process per rank, runs body(rank) in each and returns when all have ended well: body

@@ -34,6 +34,23 @@ RankOutput RunOnRank(const StepRequest& request, std::int64_t rank, const GroupF
   return {Encode(RunStep(request, faulty)), mesh.calls()};
 }
 
+// c10d's errors end in a stack trace; what went wrong is in their first line.
+std::string FirstLine(const std::exception& error) {
+  const std::string words = error.what();
+  return words.substr(0, words.find('\n'));
+}
+
+// Runs `body`; what it throws becomes an Error that names the rank.
+template <typename Body>
+auto AsRank(const Rendezvous& rendezvous, const Body& body) {
+  try {
+    return body();
+  } catch (const std::exception& error) {
+    throw Error(fmt::format("rank {} of {}", rendezvous.rank, rendezvous.world_size),
+                fmt::format("stopped, since a rank did not come or went away: {}", FirstLine(error)));
+  }
+}
+
 // The groups of a process: one backend instance per mesh axis, each with a part of the store to itself.
 class ProcessGroups {
  public:
@@ -125,6 +142,16 @@ class LibTorchPlugin : public StepPlugin {
 
   std::vector<std::vector<RankOutput>> RunJob(const std::vector<StepRequest>& requests,
                                               const Rendezvous& rendezvous) const override {
+    return AsRank(rendezvous, [&] { return RunAll(requests, rendezvous); });
+  }
+
+  std::string FindObstacle(const std::string& backend, std::int64_t ranks) const override {
+    return backend == "nccl" ? FindNcclObstacle(ranks) : "";
+  }
+
+ private:
+  static std::vector<std::vector<RankOutput>> RunAll(const std::vector<StepRequest>& requests,
+                                                     const Rendezvous& rendezvous) {
     at::set_num_threads(1);
     ProcessGroups groups(rendezvous, requests.front().deadline);
     c10d::Store& store = groups.store();
@@ -167,10 +194,6 @@ class LibTorchPlugin : public StepPlugin {
       store.set(fmt::format("moegate/left/{}", rendezvous.rank), std::vector<std::uint8_t>{1});
     }
     return all;
-  }
-
-  std::string FindObstacle(const std::string& backend, std::int64_t ranks) const override {
-    return backend == "nccl" ? FindNcclObstacle(ranks) : "";
   }
 };
 

@@ -142,7 +142,7 @@ std::string Headline(const Result& result) {
     std::vector<std::string> others;
     for (const Finding& other : result.judgement.findings) {
       if (&other != finding && other.verdict == finding->verdict) {
-        others.push_back(other.text == finding->text ? other.tensor + " too" : other.tensor);
+        others.push_back(other.tensor);
       }
     }
     return others.empty() ? headline : fmt::format("{} (also {})", headline, fmt::join(others, ", "));

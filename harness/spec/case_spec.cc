@@ -119,6 +119,14 @@ std::vector<std::string> AxesOf(const JsonNode& node) {
   return axes;
 }
 
+// A layout that a fault is planted on is one of the case's, whether the list says so or not: a fault that
+// nobody runs would be told right by nobody.
+void AddLayout(CaseSpec& spec, const Layout& layout) {
+  if (std::find(spec.layouts.begin(), spec.layouts.end(), layout) == spec.layouts.end()) {
+    spec.layouts.push_back(layout);
+  }
+}
+
 std::string RequiredText(const JsonNode& root, std::string_view key) {
   const JsonNode node = root.At(key);
   std::string text = node.String();
@@ -196,6 +204,7 @@ CaseSpec ReadCase(const std::string& path, const std::string& name) {
           tensor->Fail(fmt::format("{} is not a result of this model", must.tensor));
         }
       }
+      AddLayout(spec, on);
       spec.must_catch.push_back(std::move(must));
     }
   }
@@ -203,6 +212,7 @@ CaseSpec ReadCase(const std::string& path, const std::string& name) {
     for (const JsonNode& node : list->Items()) {
       node.OnlyKeys({"fault", "on"});
       const Layout on = LayoutFor(node.At("on"), spec.model);
+      AddLayout(spec, on);
       spec.must_pass.push_back({.fault = FaultFor(node, spec, on), .on = on});
     }
   }

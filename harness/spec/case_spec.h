@@ -43,7 +43,7 @@ struct CaseSpec {
   Model model;
   Program program;
   Numerics numerics;
-  std::vector<Layout> layouts;
+  std::vector<Layout> layouts;  // listed ones, then those that only faults are planted on
   std::vector<MustCatch> must_catch;
   std::vector<MustPass> must_pass;
 };

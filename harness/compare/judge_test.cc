@@ -1,0 +1,613 @@
+// A correct step's results, cut into a dump, tampered with, and judged.
+#include "harness/compare/judge.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <random>
+
+#include "harness/base/error.h"
+#include "harness/compare/problem.h"
+#include "reference/moe_reference.h"
+
+namespace moe {
+namespace {
+
+using Values = std::vector<double>;
+using testing::AssertionFailure;
+using testing::AssertionResult;
+using testing::AssertionSuccess;
+
+Model SmallModel() {
+  return {.tokens = 12,
+          .d_model = 8,
+          .d_expert = 6,
+          .experts = 4,
+          .top_k = 2,
+          .score_function = ScoreFunction::kSigmoid};
+}
+
+// A problem of random values, which a test may change.
+class ChangeableProblem : public TensorSource {
+ public:
+  explicit ChangeableProblem(const Model& model) : model_(model) {
+    std::mt19937 random(1);  // the standard fixes its numbers, so they are the same everywhere
+    for (const TensorInfo& input : InputsOf(model)) {
+      for (std::int64_t i = 0; i < NumElements(input.shape); ++i) {
+        whole_[input.name].push_back(static_cast<double>(random() % 257) / 128.0 - 1.0);
+      }
+    }
+  }
+
+  Values& operator[](const std::string& name) { return whole_.at(name); }
+
+  void Read(const std::string& name, const Slice& slice, std::span<double> out) const override {
+    const Values cut = Cut(whole_.at(name), ShapeOf(name, model_), slice);
+    std::copy(cut.begin(), cut.end(), out.begin());
+  }
+
+  static Values Cut(const Values& whole, const Shape& shape, const Slice& slice) {
+    Values cut(static_cast<std::size_t>(NumElements(slice.LocalShape())));
+    for (std::size_t i = 0; i < cut.size(); ++i) {
+      std::size_t rest = i;
+      std::int64_t global = 0;
+      std::int64_t stride = 1;
+      for (std::size_t dim = shape.size(); dim-- > 0;) {
+        const auto& held = slice.index[dim];
+        global += held[rest % held.size()] * stride;
+        rest /= held.size();
+        stride *= shape[dim];
+      }
+      cut[i] = whole[static_cast<std::size_t>(global)];
+    }
+    return cut;
+  }
+
+ private:
+  Model model_;
+  std::map<std::string, Values> whole_;
+};
+
+// What a correct step leaves on the ranks of a layout. Change the problem before Run, the manifest
+// and the ranks' values after it.
+class Step {
+ public:
+  explicit Step(const std::string& layout, const Model& model = SmallModel()) : problem(model) {
+    manifest.producer = "judge_test";
+    manifest.model = model;
+    manifest.layout = ParseLayout(layout, "judge_test");
+    manifest.meshes = MakeMeshes(manifest.layout);
+    const Placements rows = {{Axis::kDpShard, Shard(0)}, {Axis::kTp, Shard(0)}};
+    for (const TensorInfo& result : ResultsOf(model)) {
+      DumpedTensor& tensor = manifest.tensors[result.name];
+      tensor.shape = result.shape;
+      if (IsExpertWeight(result.name)) {
+        tensor.mesh = MeshKind::kExpert;
+        tensor.placements = {{Axis::kEp, Shard(0)}};
+      } else if (result.name == "y_TD" || result.name == "d_x_TD") {
+        tensor.placements = rows;
+      }
+    }
+    for (const char* name : {"topk_expert_TK", "tokens_per_expert_E"}) {
+      manifest.tensors[name].shape = ShapeOf(name, model);
+    }
+    manifest.tensors["topk_expert_TK"].placements = rows;
+  }
+
+  // The correct results, by the reference itself; with another routing where one is given.
+  Step& Run(const reference::Routing* routing = nullptr) {
+    const auto values = [](const reference::Matrix& matrix) {
+      return Values(matrix.data(), matrix.data() + matrix.size());
+    };
+    const auto append = [&](const std::string& name, const reference::Matrix& matrix) {
+      const Values part = values(matrix);
+      whole[name].insert(whole[name].end(), part.begin(), part.end());
+    };
+    const reference::StepResult result = reference::RunStep(
+        manifest.model, MakeProblem(manifest.model, problem), {.forced_routing = routing},
+        [&](const reference::ExpertGradients& gradients) {
+          append("d_w1_EFD", gradients.d_w1_FD.value);
+          append("d_w3_EFD", gradients.d_w3_FD.value);
+          append("d_w2_EDF", gradients.d_w2_DF.value);
+        });
+    whole["y_TD"] = values(result.y_TD.value);
+    whole["d_x_TD"] = values(result.d_x_TD.value);
+    whole["d_gate_ED"] = values(result.d_gate_ED.value);
+    const auto& chosen = result.routing.topk_expert_TK;
+    whole["topk_expert_TK"].assign(chosen.data(), chosen.data() + chosen.size());
+    whole["tokens_per_expert_E"].assign(result.tokens_per_expert_E.begin(),
+                                        result.tokens_per_expert_E.end());
+    return *this;
+  }
+
+  reference::Routing Routing() const {
+    const reference::Problem whole_problem = MakeProblem(manifest.model, problem);
+    return reference::Route(manifest.model, whole_problem.x_TD, whole_problem.gate_ED, {}, {});
+  }
+
+  // Changes what each rank holds of a tensor.
+  using Change = std::function<void(std::int64_t rank, Values& local)>;
+  Step& Tamper(const std::string& name, const Change& change) {
+    changes_[name].push_back(change);
+    return *this;
+  }
+  Step& Scale(const std::string& name, double factor) {
+    return Tamper(name, [factor](std::int64_t, Values& local) {
+      for (double& value : local) {
+        value *= factor;
+      }
+    });
+  }
+  // Leaves each rank of `axes` a share: other elements on each, so that they add up to the whole.
+  Step& LeaveShares(const std::string& name, const std::vector<Axis>& axes) {
+    const Mesh& mesh = manifest.meshes.Of(manifest.tensors.at(name).mesh);
+    return Tamper(name, [mesh, axes](std::int64_t rank, Values& local) {
+      const std::vector<std::int64_t> group = mesh.GroupOf(rank, axes);
+      const auto place =
+          static_cast<std::size_t>(std::find(group.begin(), group.end(), rank) - group.begin());
+      for (std::size_t i = 0; i < local.size(); ++i) {
+        local[i] = i % group.size() == place ? local[i] : 0.0;
+      }
+    });
+  }
+  Step& Drop(const std::string& name) {
+    manifest.tensors.erase(name);
+    return *this;
+  }
+
+  // Puts the problem into the rank files too.
+  Step& CarryInputs() {
+    for (const TensorInfo& input : InputsOf(manifest.model)) {
+      manifest.tensors[input.name].shape = input.shape;
+      whole[input.name] = problem[input.name];
+    }
+    return *this;
+  }
+
+  Dump MakeDump() const {
+    std::vector<SafetensorsFile> ranks;
+    for (std::int64_t rank = 0; rank < manifest.WorldSize(); ++rank) {
+      std::map<std::string, Values> locals;
+      std::map<std::string, std::vector<std::int64_t>> integers;
+      std::vector<float> singles;
+      std::map<std::string, TensorView> views;
+      for (const auto& [name, tensor] : manifest.tensors) {
+        const Slice slice = SliceOf(manifest, name, rank);
+        Values& local = locals[name];
+        local = ChangeableProblem::Cut(whole.at(name), tensor.shape, slice);
+        if (const auto found = changes_.find(name); found != changes_.end()) {
+          for (const Change& change : found->second) {
+            change(rank, local);
+          }
+        }
+        if (name == "topk_expert_TK" || name == "tokens_per_expert_E") {
+          auto& whole_numbers = integers[name];
+          whole_numbers.assign(local.begin(), local.end());
+          views[name] = {Dtype::kInt64, slice.LocalShape(),
+                         std::as_bytes(std::span(whole_numbers))};
+        } else if (name == stored_in_float32) {
+          singles.assign(local.begin(), local.end());
+          views[name] = {Dtype::kFloat32, slice.LocalShape(), std::as_bytes(std::span(singles))};
+        } else {
+          views[name] = {Dtype::kFloat64, slice.LocalShape(), std::as_bytes(std::span(local))};
+        }
+      }
+      ranks.push_back(SafetensorsFile::FromBytes(EncodeSafetensors(views), RankFileName(rank)));
+    }
+    return moe::MakeDump("dump", manifest, std::move(ranks), std::nullopt);
+  }
+
+  Judgement Judge(const JudgeOptions& options = {}) const {
+    return moe::Judge(MakeDump(), problem, options);
+  }
+  Finding FindingOf(const std::string& name, const JudgeOptions& options = {}) const {
+    for (const Finding& finding : Judge(options).findings) {
+      if (finding.tensor == name) {
+        return finding;
+      }
+    }
+    return {.tensor = name, .verdict = Verdict::kError, .text = "no finding"};
+  }
+
+  ChangeableProblem problem;
+  Manifest manifest;
+  std::map<std::string, Values> whole;
+  std::string stored_in_float32;  // name of a tensor
+
+ private:
+  std::map<std::string, std::vector<Change>> changes_;
+};
+
+// The failure of one tensor in the words that a reader sees, with the axes in brackets.
+std::string Told(const Finding& finding) {
+  std::vector<std::string_view> axes;
+  for (const Axis axis : finding.axes) {
+    axes.push_back(ToText(axis));
+  }
+  return fmt::format("{}: {} [{}] {}", ToText(finding.verdict), ToText(finding.cause),
+                     fmt::join(axes, " "), finding.text);
+}
+
+AssertionResult Passes(const Judgement& judgement) {
+  for (const Finding& finding : judgement.findings) {
+    if (finding.verdict != Verdict::kPass) {
+      return AssertionFailure() << finding.tensor << " " << Told(finding);
+    }
+  }
+  return judgement.verdict == Verdict::kPass ? AssertionSuccess() : AssertionFailure() << "no pass";
+}
+
+AssertionResult Has(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos ? AssertionSuccess() : AssertionFailure() << text;
+}
+
+bool Notes(const Judgement& judgement, const std::string& part) {
+  return std::any_of(judgement.notes.begin(), judgement.notes.end(),
+                     [&](const std::string& note) { return note.find(part) != std::string::npos; });
+}
+
+using Ranks = std::vector<std::int64_t>;
+
+double RoundedToBfloat16(double value) {
+  int exponent = 0;
+  const double fraction = std::frexp(value, &exponent);
+  return std::ldexp(std::nearbyint(std::ldexp(fraction, 8)), exponent - 8);
+}
+
+TEST(Judge, PassesTheReferenceItself) {
+  for (const char* layout : {"dp1", "tp2", "dp2.tp3.ep2.etp1", "dp4.ep4"}) {
+    const Judgement judgement = Step(layout).Run().Judge();
+    EXPECT_TRUE(Passes(judgement)) << layout;
+    EXPECT_TRUE(judgement.routing_compared);
+    EXPECT_EQ(judgement.slots, 24);
+  }
+}
+
+TEST(Judge, AllowsTheRoundingOfTheDtypeAndNoMore) {
+  Step step("dp2.tp2.ep2.etp1");
+  step.Run();
+  for (const char* name : {"y_TD", "d_x_TD", "d_gate_ED", "d_w1_EFD", "d_w3_EFD", "d_w2_EDF"}) {
+    for (double& value : step.whole[name]) {
+      value = RoundedToBfloat16(value);
+    }
+  }
+  step.manifest.dtype = Dtype::kBfloat16;
+  EXPECT_TRUE(Passes(step.Judge()));
+  step.manifest.dtype = Dtype::kFloat32;
+  const Judgement judgement = step.Judge();
+  EXPECT_EQ(judgement.verdict, Verdict::kFail);
+}
+
+TEST(Judge, NamesTheSumThatIsMissing) {
+  Step step("dp2.tp3.ep2.etp1");
+  step.Run().LeaveShares("d_gate_ED", {Axis::kTp});
+  const Finding finding = step.FindingOf("d_gate_ED");
+  EXPECT_EQ(Told(finding), "fail: missing_sum [tp] missing sum over tp");
+  EXPECT_EQ(finding.ranks, (Ranks{0, 1, 2, 3, 4, 5}));
+  EXPECT_LT(finding.residual, 1e-14);
+
+  step = Step("dp2.tp3.ep2.etp1");
+  step.Run().LeaveShares("d_gate_ED", {Axis::kDpShard});
+  EXPECT_EQ(Told(step.FindingOf("d_gate_ED")),
+            "fail: missing_sum [dp_shard] missing sum over dp_shard");
+}
+
+TEST(Judge, TellsAMissingSumApartThoughTheAxesHaveOneSize) {
+  Step step("dp2.tp2");
+  step.Run().LeaveShares("d_gate_ED", {Axis::kTp});
+  EXPECT_EQ(Told(step.FindingOf("d_gate_ED")), "fail: missing_sum [tp] missing sum over tp");
+}
+
+TEST(Judge, NamesAMissingSumOverAProductOfAxes) {
+  Step step("dp2.tp3.ep2.etp1");
+  step.Run().LeaveShares("d_gate_ED", {Axis::kDpShard, Axis::kTp});
+  EXPECT_EQ(Told(step.FindingOf("d_gate_ED")),
+            "fail: missing_sum [dp_shard tp] missing sum over dp_shard * tp");
+}
+
+TEST(Judge, NamesTheSumThatExpertsMiss) {
+  Step step("dp2.tp3.ep2.etp1");
+  step.Run().LeaveShares("d_w2_EDF", {Axis::kEdp});
+  EXPECT_EQ(Told(step.FindingOf("d_w2_EDF")), "fail: missing_sum [edp] missing sum over edp");
+}
+
+TEST(Judge, CarriesOutADeclaredSumFirst) {
+  Step step("dp2.tp3.ep2.etp1");
+  step.Run().LeaveShares("d_gate_ED", {Axis::kTp});
+  step.manifest.tensors["d_gate_ED"].placements = {{Axis::kTp, Partial()}};
+  EXPECT_TRUE(Passes(step.Judge()));
+}
+
+TEST(Judge, TellsASumThatWasDeclaredOwedButDone) {
+  Step step("dp2.tp3.ep2.etp1");
+  step.Run();
+  step.manifest.tensors["d_gate_ED"].placements = {{Axis::kTp, Partial()}};
+  EXPECT_EQ(Told(step.FindingOf("d_gate_ED")), "fail: double_sum [tp] sum over tp counted twice");
+}
+
+TEST(Judge, TellsADoubleSumFromAMean) {
+  for (const auto& [factor, told] : std::map<double, std::string>{
+           {2.0, "fail: double_sum [dp_shard] sum over dp_shard counted twice"},
+           {3.0, "fail: double_sum [tp] sum over tp counted twice"},
+           {6.0, "fail: double_sum [dp_shard tp] sum over dp_shard * tp counted twice"},
+           {1.0 / 2.0, "fail: mean_for_sum [dp_shard] mean over dp_shard instead of the sum"},
+           {1.0 / 3.0, "fail: mean_for_sum [tp] mean over tp instead of the sum"}}) {
+    Step step("dp2.tp3.ep2.etp1");
+    step.Run().Scale("d_gate_ED", factor);
+    EXPECT_EQ(Told(step.FindingOf("d_gate_ED")), told);
+  }
+}
+
+TEST(Judge, ListsTheCausesThatGiveTheSameNumbers) {
+  Step step("dp2.tp2");
+  step.Run().Scale("d_gate_ED", 2.0);
+  const Finding finding = step.FindingOf("d_gate_ED");
+  EXPECT_EQ(Told(finding),
+            "fail: ambiguous [] sum over dp_shard counted twice, or sum over tp counted twice");
+  ASSERT_EQ(finding.candidates.size(), 2U);
+  EXPECT_EQ(finding.candidates[0].axes, (std::vector{Axis::kDpShard}));
+  EXPECT_EQ(finding.candidates[1].axes, (std::vector{Axis::kTp}));
+}
+
+TEST(Judge, GivesTheFactorOfAWrongScale) {
+  Step step("dp2.tp3.ep2.etp1");
+  step.Run().Scale("d_gate_ED", 5.0).Scale("d_w1_EFD", 2.0);
+  const Finding gate = step.FindingOf("d_gate_ED");
+  EXPECT_EQ(Told(gate), "fail: wrong_scale [] wrong scale: 5 times the reference");
+  EXPECT_NEAR(gate.factor.value(), 5.0, 1e-12);
+  EXPECT_EQ(Told(step.FindingOf("d_w1_EFD")),
+            "fail: wrong_scale [] wrong scale: 2 times the reference, which is the size of "
+            "dp_shard and of ep");
+}
+
+TEST(Judge, AppliesTheDeclaredScale) {
+  Step step("dp2.tp2");
+  step.Run().Scale("d_gate_ED", 0.25);
+  step.manifest.tensors["d_gate_ED"].scale = 4.0;
+  EXPECT_TRUE(Passes(step.Judge()));
+}
+
+TEST(Judge, FindsTheFirstNumberThatIsNone) {
+  // Rank 3 of dp2.ep2 holds experts 2 and 3; its element [1, 4, 5] is [3, 4, 5] of the whole.
+  for (const auto& [value, told] : std::vector<std::pair<double, std::string>>{
+           {std::numeric_limits<double>::quiet_NaN(),
+            "fail: corruption [] NaN at [3, 4, 5] on rank 3"},
+           {-std::numeric_limits<double>::infinity(),
+            "fail: corruption [] Inf at [3, 4, 5] on rank 3"}}) {
+    Step step("dp4.ep2");
+    step.Run().Tamper("d_w1_EFD", [value = value](std::int64_t rank, Values& local) {
+      local[(1 * 6 + 4) * 8 + 5] = rank == 3 ? value : local[(1 * 6 + 4) * 8 + 5];
+    });
+    const Finding finding = step.FindingOf("d_w1_EFD");
+    EXPECT_EQ(Told(finding), told);
+    EXPECT_EQ(finding.ranks, (Ranks{3}));
+  }
+}
+
+TEST(Judge, BlamesTheOneReplicaThatIsWrong) {
+  Step step("dp2.tp3.ep2.etp1");
+  step.Run().Tamper("d_gate_ED",
+                    [](std::int64_t rank, Values& local) { local[9] += rank == 4 ? 0.5 : 0.0; });
+  const Finding finding = step.FindingOf("d_gate_ED");
+  EXPECT_EQ(finding.verdict, Verdict::kFail);
+  EXPECT_EQ(finding.cause, Cause::kUnexplained);
+  EXPECT_EQ(finding.ranks, (Ranks{4}));
+  ASSERT_FALSE(finding.evidence.empty());
+  EXPECT_TRUE(Has(finding.evidence[0], "worst: expert 1 on rank 4"));
+}
+
+TEST(Judge, CallsADifferenceOfNothingNoScale) {
+  Step step("tp2");
+  step.Run().Scale("d_gate_ED", 1.0 + 1e-13).Tamper("d_gate_ED", [](std::int64_t, Values& local) {
+    local[0] *= 1.0 + 3e-13;
+  });
+  EXPECT_EQ(step.FindingOf("d_gate_ED").cause, Cause::kUnexplained);
+}
+
+TEST(Judge, SaysThatAGradientNeverCame) {
+  Step step("tp2");
+  step.Run().Scale("d_gate_ED", 0.0);
+  EXPECT_EQ(Told(step.FindingOf("d_gate_ED")),
+            "fail: unexplained [] zero on every rank, which the reference is not");
+}
+
+TEST(Judge, FollowsStridedShards) {
+  Step step("dp2.tp3.ep2.etp1");
+  step.Run();
+  auto& rows = step.manifest.tensors["d_w1_EFD"];
+  rows.placements = {{Axis::kEp, StridedShard(0, 2)}, {Axis::kEdp, Shard(1)}};
+  EXPECT_EQ(SliceOf(step.manifest, "d_w1_EFD", 0).index[0], (Ranks{0, 2}));
+  EXPECT_TRUE(Passes(step.Judge()));
+}
+
+TEST(Judge, FollowsTokenLists) {
+  Step step("dp2.tp2");
+  step.Run();
+  step.manifest.tokens = {{0, 3, 1}, {11, 2, 4}, {5, 7, 9}, {10, 8, 6}};
+  EXPECT_TRUE(Passes(step.Judge()));
+  step.Tamper("d_x_TD", [](std::int64_t rank, Values& local) {
+    std::swap_ranges(local.begin(), local.begin() + (rank == 1 ? 8 : 0), local.begin() + 8);
+  });
+  const Finding finding = step.FindingOf("d_x_TD");
+  EXPECT_EQ(finding.verdict, Verdict::kFail);
+  EXPECT_EQ(finding.ranks, (Ranks{1}));
+}
+
+TEST(Judge, WantsExactZerosOfAnExpertWithoutTokens) {
+  Model model = SmallModel();
+  model.expert_bias = true;
+  Step step("dp2.ep2", model);
+  step.problem["expert_bias_E"] = {0.0, 0.0, 0.0, -10.0};
+  step.Run();
+  const Judgement judgement = step.Judge();
+  EXPECT_TRUE(Passes(judgement));
+  EXPECT_TRUE(Notes(judgement, "expert 3 got no tokens"));
+  step.Tamper("d_w2_EDF",
+              [](std::int64_t rank, Values& local) { local.back() += rank == 1 ? 1e-30 : 0.0; });
+  const Finding finding = step.FindingOf("d_w2_EDF");
+  EXPECT_EQ(finding.verdict, Verdict::kFail);
+  EXPECT_EQ(finding.ranks, (Ranks{1}));
+}
+
+TEST(Judge, ProvesNothingAboutATensorThatIsNotThere) {
+  Step step("tp2");
+  step.Run().Drop("d_w3_EFD");
+  EXPECT_EQ(step.Judge().verdict, Verdict::kVacuous);
+  EXPECT_TRUE(Has(step.FindingOf("d_w3_EFD").text, "neither dumped nor named in not_dumped"));
+  step.manifest.not_dumped = {"d_w3_EFD"};
+  const Judgement judgement = step.Judge();
+  EXPECT_TRUE(Passes(judgement));
+  EXPECT_TRUE(Notes(judgement, "d_w3_EFD was not dumped"));
+}
+
+TEST(Judge, ProvesNothingWithAZeroCotangent) {
+  Step step("tp2");
+  std::fill(step.problem["d_y_TD"].begin(), step.problem["d_y_TD"].end(), 0.0);
+  step.Run();
+  const Judgement judgement = step.Judge();
+  EXPECT_EQ(judgement.verdict, Verdict::kVacuous);
+  EXPECT_EQ(step.FindingOf("y_TD").verdict, Verdict::kPass);
+  EXPECT_TRUE(Has(step.FindingOf("d_gate_ED").text, "zero in the reference and proves nothing"));
+}
+
+TEST(Judge, BlamesRoutingForATokenThatGoesAstray) {
+  Step step("tp2");
+  reference::Routing routing = step.Routing();
+  const std::int64_t chosen = routing.topk_expert_TK(7, 1);
+  for (std::int64_t other = 0; other < 4; ++other) {
+    if (other != chosen && other != routing.topk_expert_TK(7, 0)) {
+      routing.topk_expert_TK(7, 1) = other;
+    }
+  }
+  step.Run(&routing);
+  const Finding finding = step.FindingOf("topk_expert_TK");
+  EXPECT_EQ(finding.verdict, Verdict::kFail);
+  EXPECT_TRUE(finding.text.starts_with("token 7 goes to experts "));
+  EXPECT_EQ(finding.ranks, (Ranks{1}));
+  EXPECT_EQ(step.FindingOf("d_gate_ED").verdict, Verdict::kPass)
+      << "the gradients are not at fault";
+}
+
+TEST(Judge, LetsATieFallEitherWay) {
+  Model model = SmallModel();
+  model.top_k = 1;
+  Step step("tp2", model);
+  Values& gate = step.problem["gate_ED"];
+  std::copy_n(gate.begin(), 8, gate.begin() + 3 * 8);  // experts 0 and 3 tie for every token
+  reference::Routing routing = step.Routing();
+  std::int64_t tied = 0;
+  while (routing.topk_expert_TK(tied, 0) != 0) {
+    ASSERT_LT(++tied, model.tokens);
+  }
+  routing.topk_expert_TK(tied, 0) = 3;
+  step.Run(&routing);
+  const Judgement judgement = step.Judge();
+  EXPECT_TRUE(Passes(judgement));
+  EXPECT_TRUE(Notes(judgement, "1 of them ties within rounding"));
+}
+
+TEST(Judge, ComparesCountsExactly) {
+  Step step("tp2");
+  step.Run();
+  step.whole["tokens_per_expert_E"][2] += 1.0;
+  const Finding finding = step.FindingOf("tokens_per_expert_E");
+  EXPECT_EQ(finding.verdict, Verdict::kFail);
+  EXPECT_TRUE(finding.text.starts_with("expert 2 counts "));
+  EXPECT_EQ(finding.ranks, (Ranks{0, 1}));
+}
+
+std::string ErrorOf(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(Judge, RefusesValuesStoredMoreCoarselyThanTheyClaim) {
+  Step step("tp2");
+  step.Run().stored_in_float32 = "d_w1_EFD";
+  EXPECT_TRUE(
+      Has(ErrorOf([&] { step.Judge(); }),
+          "d_w1_EFD of rank 0 is stored in float32, which is coarser than the dtype of the step"));
+  step.manifest.casts = {{"d_w1_EFD", Dtype::kFloat32}};
+  EXPECT_TRUE(Passes(step.Judge()));
+}
+
+TEST(DumpedProblem, IsPutTogetherFromTheRanks) {
+  Step step("dp2.tp3.ep2.etp1");
+  step.Run().CarryInputs();
+  step.manifest.tensors["x_TD"].placements = {{Axis::kDpShard, StridedShard(0, 2)},
+                                              {Axis::kTp, Shard(1)}};
+  step.manifest.tensors["w1_EFD"].placements = {{Axis::kTp, Shard(2)}};
+  const Dump dump = step.MakeDump();
+  EXPECT_TRUE(Passes(Judge(dump, DumpedProblem(dump), {})));
+}
+
+TEST(DumpedProblem, IsOneForAllRanks) {
+  Step step("tp2");
+  step.Run().CarryInputs().Tamper(
+      "gate_ED", [](std::int64_t rank, Values& local) { local[9] = rank == 1 ? 0.75 : 0.5; });
+  const Dump dump = step.MakeDump();
+  EXPECT_TRUE(Has(ErrorOf([&] { Judge(dump, DumpedProblem(dump), {}); }),
+                  "different values of one element of gate_ED, 5.000000e-01 on rank 0 and "
+                  "7.500000e-01 on rank 1"));
+}
+
+TEST(DumpedProblem, IsFinite) {
+  for (const std::int64_t bad_rank : {0, 1}) {
+    Step step("tp2");
+    step.Run().CarryInputs().Tamper("w2_EDF", [&](std::int64_t rank, Values& local) {
+      local[9] = rank == bad_rank ? std::numeric_limits<double>::quiet_NaN() : local[9];
+    });
+    const Dump dump = step.MakeDump();
+    EXPECT_TRUE(
+        Has(ErrorOf([&] { Judge(dump, DumpedProblem(dump), {}); }), "holds NaN or Inf in w2_EDF"));
+  }
+}
+
+// A golden file that allows d_gate_ED in float64 a relative error of 1e-3.
+Golden LenientGolden(const Step& step) {
+  double squares = 0.0;
+  for (const double value : step.whole.at("d_gate_ED")) {
+    squares += value * value;
+  }
+  Golden golden;
+  golden.reference["d_gate_ED"] = {.norm = std::sqrt(squares)};
+  golden.tolerances[Dtype::kFloat64]["d_gate_ED"] = {.tolerance = 1e-3};
+  return golden;
+}
+
+TEST(Judge, UsesTheToleranceOfAGoldenFile) {
+  Step step("tp2");
+  const Golden golden = LenientGolden(step.Run());
+  step.Scale("d_gate_ED", 1.0 + 9e-4);
+  EXPECT_TRUE(Passes(step.Judge({.golden = &golden})));
+  EXPECT_EQ(step.Judge().verdict, Verdict::kFail);
+  step.Scale("d_gate_ED", 1.0 + 9e-4);
+  EXPECT_EQ(step.Judge({.golden = &golden}).verdict, Verdict::kFail);
+}
+
+TEST(Judge, LeavesTheGoldenToleranceToUncastSteps) {
+  Step step("tp2");
+  const Golden golden = LenientGolden(step.Run());
+  step.Scale("d_gate_ED", 1.0 + 9e-4);
+  step.manifest.casts = {{"scores_TE", Dtype::kFloat32}};
+  EXPECT_EQ(step.FindingOf("d_gate_ED", {.golden = &golden}).verdict, Verdict::kFail);
+}
+
+TEST(Judge, RefusesTheGoldenFileOfAnotherProblem) {
+  Step step("tp2");
+  Golden golden = LenientGolden(step.Run());
+  golden.reference["d_gate_ED"].norm *= 1.001;
+  EXPECT_TRUE(Has(ErrorOf([&] { step.Judge({.golden = &golden}); }),
+                  "is not the problem of its golden file"));
+}
+
+}  // namespace
+}  // namespace moe
