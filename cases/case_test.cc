@@ -1,10 +1,10 @@
-// Every case on every layout in every dtype, and every planted fault, as a GoogleTest test. The tests are
-// registered from the case files: a new file appears here without touching C++.
+// Every case on every layout in every dtype, and every planted fault, as a GoogleTest test. The
+// tests are registered from the case files: a new file appears here without touching C++.
 //
 //   build/case_test --gtest_filter='issues/torchtitan-2387@*'
 //
-// MOEGATE_BACKEND (threads, gloo, nccl) says what ranks are, MOEGATE_CASES and MOEGATE_GOLDEN where the files
-// lie, MOEGATE_DTYPE keeps to one dtype.
+// MOEGATE_BACKEND (threads, gloo, nccl) says what ranks are, MOEGATE_CASES and MOEGATE_GOLDEN where
+// the files lie, MOEGATE_DTYPE keeps to one dtype.
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -67,8 +67,8 @@ class CaseTest : public testing::Test {
     } else if (planned_.must_pass != nullptr) {
       fault = planned_.must_pass->fault;
     }
-    const Result result = RunOnce(*planned_.spec, planned_.layout, planned_.dtype, prepared.inputs, fault,
-                                  &prepared.golden, suite_.options);
+    const Result result = RunOnce(*planned_.spec, planned_.layout, planned_.dtype, prepared.inputs,
+                                  fault, &prepared.golden, suite_.options);
     RecordProperty("verdict", std::string(ToText(result.verdict)));
     RecordProperty("headline", Headline(result));
     if (result.verdict == Verdict::kSkipped) {
@@ -96,8 +96,8 @@ void Register(Suite& suite, const Planned& planned) {
   } else if (planned.must_pass != nullptr) {
     name += "/stays green under " + ToText(planned.must_pass->fault);
   }
-  testing::RegisterTest(CaseId(*planned.spec, planned.layout).c_str(), name.c_str(), nullptr, nullptr,
-                        planned.spec->path.c_str(), 1,
+  testing::RegisterTest(CaseId(*planned.spec, planned.layout).c_str(), name.c_str(), nullptr,
+                        nullptr, planned.spec->path.c_str(), 1,
                         [&suite, planned]() -> CaseTest* { return new CaseTest(suite, planned); });
 }
 
@@ -112,7 +112,8 @@ void RegisterAll(Suite& suite) {
         Register(suite, {&spec, layout, dtype});
       }
       for (const MustCatch& wanted : spec.must_catch) {
-        Register(suite, {.spec = &spec, .layout = wanted.on, .dtype = dtype, .must_catch = &wanted});
+        Register(suite,
+                 {.spec = &spec, .layout = wanted.on, .dtype = dtype, .must_catch = &wanted});
       }
       for (const MustPass& wanted : spec.must_pass) {
         Register(suite, {.spec = &spec, .layout = wanted.on, .dtype = dtype, .must_pass = &wanted});
@@ -121,8 +122,9 @@ void RegisterAll(Suite& suite) {
   }
 }
 
-// In a filter GoogleTest takes the first '-' for the beginning of what to leave out. Case names have hyphens
-// inside ("torchtitan-2387"), so one between two letters or digits becomes '?', which matches it.
+// In a filter GoogleTest takes the first '-' for the beginning of what to leave out. Case names
+// have hyphens inside ("torchtitan-2387"), so one between two letters or digits becomes '?', which
+// matches it.
 std::string KeepHyphens(std::string filter) {
   for (std::size_t i = 1; i + 1 < filter.size(); ++i) {
     if (filter[i] == '-' && std::isalnum(static_cast<unsigned char>(filter[i - 1])) != 0 &&
@@ -143,8 +145,9 @@ int main(int argc, char** argv) {
   try {
     moe::Suite suite{
         .specs = moe::ReadCases(moe::EnvironmentOr("MOEGATE_CASES", MOEGATE_SOURCE_DIR "/cases")),
-        .options = {.backend = moe::EnvironmentOr("MOEGATE_BACKEND", "threads"),
-                    .golden_folder = moe::EnvironmentOr("MOEGATE_GOLDEN", MOEGATE_SOURCE_DIR "/golden")}};
+        .options = {
+            .backend = moe::EnvironmentOr("MOEGATE_BACKEND", "threads"),
+            .golden_folder = moe::EnvironmentOr("MOEGATE_GOLDEN", MOEGATE_SOURCE_DIR "/golden")}};
     moe::RegisterAll(suite);
     const int status = RUN_ALL_TESTS();
     const testing::UnitTest& all = *testing::UnitTest::GetInstance();

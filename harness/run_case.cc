@@ -12,28 +12,31 @@
 namespace moe {
 namespace {
 
-Manifest MakeManifest(const CaseSpec& spec, const Layout& layout, Dtype dtype, const StepContract& contract) {
-  Manifest manifest{.producer = "moegate, built-in step",
-                    .meshes = contract.meshes,
-                    .layout = layout,
-                    .model = spec.model,
-                    .dtype = dtype,
-                    // Finer than a foreign step's may be: logits never leave the score dtype.
-                    .casts = {{"scores_TE", dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32}},
-                    .case_name = spec.name};
+Manifest MakeManifest(const CaseSpec& spec, const Layout& layout, Dtype dtype,
+                      const StepContract& contract) {
+  Manifest manifest{
+      .producer = "moegate, built-in step",
+      .meshes = contract.meshes,
+      .layout = layout,
+      .model = spec.model,
+      .dtype = dtype,
+      // Finer than a foreign step's may be: logits never leave the score dtype.
+      .casts = {{"scores_TE", dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32}},
+      .case_name = spec.name};
   for (const ContractTensor& tensor : contract.tensors) {
     if (tensor.result) {
       manifest.tensors[tensor.name] = {tensor.shape, tensor.mesh, tensor.placements};
     }
   }
   const Placements rows = contract.Find("y_TD")->placements;
-  manifest.tensors["topk_expert_TK"] = {ShapeOf("topk_expert_TK", spec.model), MeshKind::kDense, rows};
+  manifest.tensors["topk_expert_TK"] = {ShapeOf("topk_expert_TK", spec.model), MeshKind::kDense,
+                                        rows};
   Placements counts;  // each rank counts the tokens it holds
   for (const auto& [axis, placement] : rows) {
     counts[axis] = placement.kind == Placement::Kind::kShard ? Partial() : placement;
   }
-  manifest.tensors["tokens_per_expert_E"] = {ShapeOf("tokens_per_expert_E", spec.model), MeshKind::kDense,
-                                             counts};
+  manifest.tensors["tokens_per_expert_E"] = {ShapeOf("tokens_per_expert_E", spec.model),
+                                             MeshKind::kDense, counts};
   for (std::int64_t rank = 0; rank < layout.WorldSize(); ++rank) {
     manifest.tokens.push_back(TokensOf(spec.model, layout, rank, layout.sp));
   }
@@ -59,7 +62,8 @@ SafetensorsFile EncodeInputs(const Model& model, const TensorSource& source) {
   return SafetensorsFile::FromBytes(EncodeSafetensors(views), "inputs.safetensors");
 }
 
-void KeepDump(const Dump& dump, const InputGenerator& inputs, const std::string& below, const Result& result) {
+void KeepDump(const Dump& dump, const InputGenerator& inputs, const std::string& below,
+              const Result& result) {
   Dump kept = dump;
   kept.manifest.inputs = "inputs.safetensors";
   kept.inputs = EncodeInputs(dump.manifest.model, inputs);
@@ -73,8 +77,9 @@ void KeepDump(const Dump& dump, const InputGenerator& inputs, const std::string&
   WriteDump(folder.string(), kept);
 }
 
-StepRequest RequestOf(const CaseSpec& spec, const Layout& layout, Dtype dtype, const InputGenerator& inputs,
-                      const std::optional<Fault>& fault, const RunOptions& options) {
+StepRequest RequestOf(const CaseSpec& spec, const Layout& layout, Dtype dtype,
+                      const InputGenerator& inputs, const std::optional<Fault>& fault,
+                      const RunOptions& options) {
   return {.model = spec.model,
           .layout = layout,
           .program = spec.program,
@@ -94,7 +99,9 @@ std::vector<std::string> AxisNames(const std::vector<Axis>& axes) {
 
 }  // namespace
 
-std::string CaseId(const CaseSpec& spec, const Layout& layout) { return spec.name + "@" + ToText(layout); }
+std::string CaseId(const CaseSpec& spec, const Layout& layout) {
+  return spec.name + "@" + ToText(layout);
+}
 
 RunDump MakeRunDump(const CaseSpec& spec, const Layout& layout, Dtype dtype,
                     const std::vector<RankOutput>& outputs) {
@@ -106,15 +113,17 @@ RunDump MakeRunDump(const CaseSpec& spec, const Layout& layout, Dtype dtype,
                                                RankFileName(static_cast<std::int64_t>(rank))));
     run.calls.push_back(outputs[rank].calls);
   }
-  run.dump = MakeDump(CaseId(spec, layout), MakeManifest(spec, layout, dtype, contract), std::move(ranks),
-                      std::nullopt);
+  run.dump = MakeDump(CaseId(spec, layout), MakeManifest(spec, layout, dtype, contract),
+                      std::move(ranks), std::nullopt);
   return run;
 }
 
-Result RunOnce(const CaseSpec& spec, const Layout& layout, Dtype dtype, const InputGenerator& inputs,
-               const std::optional<Fault>& fault, const Golden* golden, const RunOptions& options) {
+Result RunOnce(const CaseSpec& spec, const Layout& layout, Dtype dtype,
+               const InputGenerator& inputs, const std::optional<Fault>& fault,
+               const Golden* golden, const RunOptions& options) {
   const auto start = std::chrono::steady_clock::now();
-  Result result{.id = CaseId(spec, layout), .dtype = std::string(ToText(dtype)), .backend = options.backend};
+  Result result{
+      .id = CaseId(spec, layout), .dtype = std::string(ToText(dtype)), .backend = options.backend};
   if (fault) {
     result.fault = ToText(*fault);
   }
@@ -139,10 +148,11 @@ Result RunOnce(const CaseSpec& spec, const Layout& layout, Dtype dtype, const In
       KeepDump(run.dump, inputs, *options.dump_folder, result);
     }
     // 4, 7 and 8: the reference, the comparison and the diagnosis; 9, the report, is the caller's.
-    result.judgement = Judge(run.dump, inputs, {.golden = golden,
-                                                .contract = &contract,
-                                                .calls = run.calls,
-                                                .idle_experts = spec.numerics.idle_experts});
+    result.judgement = Judge(run.dump, inputs,
+                             {.golden = golden,
+                              .contract = &contract,
+                              .calls = run.calls,
+                              .idle_experts = spec.numerics.idle_experts});
     result.verdict = result.judgement.verdict;
   } catch (const Error& error) {
     result.verdict = Verdict::kError;
@@ -154,7 +164,8 @@ Result RunOnce(const CaseSpec& spec, const Layout& layout, Dtype dtype, const In
 
 std::vector<StepRequest> RequestsOf(const CaseSpec& spec, const Layout& layout, Dtype dtype,
                                     const InputGenerator& inputs, const RunOptions& options) {
-  std::vector<StepRequest> requests = {RequestOf(spec, layout, dtype, inputs, std::nullopt, options)};
+  std::vector<StepRequest> requests = {
+      RequestOf(spec, layout, dtype, inputs, std::nullopt, options)};
   for (const MustCatch& wanted : spec.must_catch) {
     if (wanted.on == layout) {
       requests.push_back(RequestOf(spec, layout, dtype, inputs, wanted.fault, options));
@@ -174,14 +185,15 @@ bool IsCaught(const MustCatch& wanted, const Result& result) {
   }
   const auto& findings = result.judgement.findings;
   return std::any_of(findings.begin(), findings.end(), [&](const Finding& finding) {
-    return finding.verdict == Verdict::kFail && (wanted.tensor.empty() || finding.tensor == wanted.tensor) &&
+    return finding.verdict == Verdict::kFail &&
+           (wanted.tensor.empty() || finding.tensor == wanted.tensor) &&
            (wanted.cause.empty() || ToText(finding.cause) == wanted.cause) &&
            (wanted.axes.empty() || AxisNames(finding.axes) == wanted.axes);
   });
 }
 
-Result RunCase(const CaseSpec& spec, const Layout& layout, Dtype dtype, const InputGenerator& inputs,
-               const Golden& golden, const RunOptions& options) {
+Result RunCase(const CaseSpec& spec, const Layout& layout, Dtype dtype,
+               const InputGenerator& inputs, const Golden& golden, const RunOptions& options) {
   Result result = RunOnce(spec, layout, dtype, inputs, std::nullopt, &golden, options);
   if (result.verdict != Verdict::kPass) {
     return result;  // Faults on top of a step that is wrong already say nothing.
@@ -189,13 +201,15 @@ Result RunCase(const CaseSpec& spec, const Layout& layout, Dtype dtype, const In
   const auto plant = [&](const Fault& fault, const auto& is_as_wanted) {
     const Result planted = RunOnce(spec, layout, dtype, inputs, fault, &golden, options);
     const bool as_wanted = is_as_wanted(planted);
-    result.planted.push_back({ToText(fault), as_wanted,
-                              planted.verdict == Verdict::kPass ? "no error was seen" : Headline(planted)});
+    result.planted.push_back(
+        {ToText(fault), as_wanted,
+         planted.verdict == Verdict::kPass ? "no error was seen" : Headline(planted)});
     result.seconds += planted.seconds;
     if (!as_wanted) {
       result.verdict = planted.verdict == Verdict::kError ? Verdict::kError : Verdict::kFail;
       result.repro = planted.repro;
-      result.text = fmt::format("planted '{}' was told wrong: {}", ToText(fault), result.planted.back().said);
+      result.text =
+          fmt::format("planted '{}' was told wrong: {}", ToText(fault), result.planted.back().said);
     }
   };
   for (const MustCatch& wanted : spec.must_catch) {

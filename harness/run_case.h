@@ -22,8 +22,8 @@ struct RunOptions {
   std::chrono::milliseconds deadline{20'000};
 };
 
-// The clean run of a case on a layout and one run per fault that it wants told there, in the order in which
-// RunCase asks for them.
+// The clean run of a case on a layout and one run per fault that it wants told there, in the order
+// in which RunCase asks for them.
 std::vector<StepRequest> RequestsOf(const CaseSpec& spec, const Layout& layout, Dtype dtype,
                                     const InputGenerator& inputs, const RunOptions& options);
 
@@ -40,14 +40,16 @@ struct RunDump {
 RunDump MakeRunDump(const CaseSpec& spec, const Layout& layout, Dtype dtype,
                     const std::vector<RankOutput>& outputs);
 
-// Runs the step with `fault` planted, or without, and judges it. `golden` may be null: then the error model
-// alone says what is allowed. Errors of the machine or of the case become a Result with that verdict.
-Result RunOnce(const CaseSpec& spec, const Layout& layout, Dtype dtype, const InputGenerator& inputs,
-               const std::optional<Fault>& fault, const Golden* golden, const RunOptions& options);
+// Runs the step with `fault` planted, or without, and judges it. `golden` may be null: then the
+// error model alone says what is allowed. Errors of the machine or of the case become a Result with
+// that verdict.
+Result RunOnce(const CaseSpec& spec, const Layout& layout, Dtype dtype,
+               const InputGenerator& inputs, const std::optional<Fault>& fault,
+               const Golden* golden, const RunOptions& options);
 
 // A clean run and then every fault that the case wants told on this layout.
-Result RunCase(const CaseSpec& spec, const Layout& layout, Dtype dtype, const InputGenerator& inputs,
-               const Golden& golden, const RunOptions& options);
+Result RunCase(const CaseSpec& spec, const Layout& layout, Dtype dtype,
+               const InputGenerator& inputs, const Golden& golden, const RunOptions& options);
 
 // Whether the judge said of a planted fault what the case wants.
 bool IsCaught(const MustCatch& wanted, const Result& result);

@@ -1,9 +1,9 @@
 #include "harness/run_step.h"
 
 #include <dlfcn.h>
-#include <signal.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -26,8 +26,9 @@ namespace fs = std::filesystem;
 const StepPlugin* LoadPlugin() {
   const fs::path path = fs::read_symlink("/proc/self/exe").parent_path() / "libmoegate_step.so";
   if (!fs::exists(path)) {
-    throw Error(path.string(), "is missing: this moegate was built to judge dumps only (MOEGATE_STEP=OFF); run "
-                               "tools/setup.sh to build the parallel step");
+    throw Error(path.string(),
+                "is missing: this moegate was built to judge dumps only (MOEGATE_STEP=OFF); run "
+                "tools/setup.sh to build the parallel step");
   }
   void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL);
   if (library == nullptr) {
@@ -41,8 +42,8 @@ const StepPlugin* LoadPlugin() {
   return entry();
 }
 
-// A folder of our own that is gone when we are; at the latest when the next one is made, since its name has
-// our process id in it and whoever is killed cannot clean up.
+// A folder of our own that is gone when we are; at the latest when the next one is made, since its
+// name has our process id in it and whoever is killed cannot clean up.
 class ScratchFolder {
  public:
   ScratchFolder() {
@@ -72,8 +73,8 @@ class ScratchFolder {
     for (const auto& entry : fs::directory_iterator(parent, ignored)) {
       int owner = 0;
       const std::string name = entry.path().filename().string();
-      if (std::sscanf(name.c_str(), "moegate-%d-", &owner) == 1 && owner > 0 && ::kill(owner, 0) != 0 &&
-          errno == ESRCH) {
+      if (std::sscanf(name.c_str(), "moegate-%d-", &owner) == 1 && owner > 0 &&
+          ::kill(owner, 0) != 0 && errno == ESRCH) {
         fs::remove_all(entry.path(), ignored);
       }
     }
@@ -101,18 +102,23 @@ std::string ReadBytes(const fs::path& path) {
 std::vector<RankOutput> RunProcesses(const StepRequest& request, const std::string& backend) {
   const ScratchFolder scratch;
   const std::int64_t world_size = request.layout.WorldSize();
-  const auto tensors = [&](std::int64_t rank) { return scratch.path() / fmt::format("{}.tensors", rank); };
-  const auto calls = [&](std::int64_t rank) { return scratch.path() / fmt::format("{}.calls", rank); };
+  const auto tensors = [&](std::int64_t rank) {
+    return scratch.path() / fmt::format("{}.tensors", rank);
+  };
+  const auto calls = [&](std::int64_t rank) {
+    return scratch.path() / fmt::format("{}.calls", rank);
+  };
   const StepPlugin& plugin = TheStepPlugin();
   const LaunchOptions launch{.world_size = world_size,
                              .deadline = request.deadline,
                              .before_signal_death = [&] { scratch.Remove(); }};
   RunRanks(launch, [&](std::int64_t rank) {
-    const RankOutput output = plugin.RunRank(request, {.backend = backend,
-                                                       .rank = rank,
-                                                       .world_size = world_size,
-                                                       .local_rank = rank,
-                                                       .file = (scratch.path() / "store").string()});
+    const RankOutput output =
+        plugin.RunRank(request, {.backend = backend,
+                                 .rank = rank,
+                                 .world_size = world_size,
+                                 .local_rank = rank,
+                                 .file = (scratch.path() / "store").string()});
     WriteBytes(tensors(rank), output.tensors.data(), output.tensors.size());
     const std::string list = fmt::format("{}", fmt::join(output.calls, " "));
     WriteBytes(calls(rank), list.data(), list.size());
@@ -141,7 +147,8 @@ std::vector<RankOutput> RunRanksOf(const StepRequest& request, const std::string
   if (backend != "threads" && backend != "gloo" && backend != "nccl") {
     throw Error("backend", fmt::format("\"{}\" is none; use threads, gloo or nccl", backend));
   }
-  return backend == "threads" ? TheStepPlugin().RunThreads(request) : RunProcesses(request, backend);
+  return backend == "threads" ? TheStepPlugin().RunThreads(request)
+                              : RunProcesses(request, backend);
 }
 
 }  // namespace moe

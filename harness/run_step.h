@@ -1,4 +1,5 @@
-// Starts the ranks of one step and brings back what they hold, whatever they are: threads, or processes.
+// Starts the ranks of one step and brings back what they hold, whatever they are: threads, or
+// processes.
 #pragma once
 
 #include <string>
@@ -12,9 +13,10 @@ namespace moe {
 // (-DMOEGATE_STEP=OFF) or cannot be loaded.
 const StepPlugin& TheStepPlugin();
 
-// Runs every rank of the request on `backend` ("threads", "gloo", "nccl") and returns their outputs in rank
-// order. Processes are forked from this one, which must not have started threads; what they hold travels
-// through files, not through the collectives under test. Throws Error naming the rank that failed.
+// Runs every rank of the request on `backend` ("threads", "gloo", "nccl") and returns their outputs
+// in rank order. Processes are forked from this one, which must not have started threads; what they
+// hold travels through files, not through the collectives under test. Throws Error naming the rank
+// that failed.
 std::vector<RankOutput> RunRanksOf(const StepRequest& request, const std::string& backend);
 
 }  // namespace moe

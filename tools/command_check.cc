@@ -22,7 +22,8 @@ std::unique_ptr<TensorSource> ProblemOf(const Dump& dump, const std::optional<Ca
     return std::make_unique<DumpedProblem>(dump);
   }
   if (ToJson(spec->model) != ToJson(dump.manifest.model)) {
-    throw Error(dump.name, fmt::format("names the case {}, whose model is another one", spec->name));
+    throw Error(dump.name,
+                fmt::format("names the case {}, whose model is another one", spec->name));
   }
   return std::make_unique<InputGenerator>(*spec);
 }
@@ -52,7 +53,8 @@ Result CheckOne(const CommonOptions& common, const std::string& folder) {
 
 }  // namespace
 
-int Check(const CommonOptions& common, const std::vector<std::string>& dumps, const OutputOptions& output) {
+int Check(const CommonOptions& common, const std::vector<std::string>& dumps,
+          const OutputOptions& output) {
   std::vector<Result> results;
   for (const std::string& folder : dumps) {
     try {
@@ -60,7 +62,9 @@ int Check(const CommonOptions& common, const std::vector<std::string>& dumps, co
     } catch (const Error& error) {
       results.push_back({.id = folder, .verdict = Verdict::kError, .text = error.what()});
     } catch (const std::bad_alloc&) {
-      results.push_back({.id = folder, .verdict = Verdict::kError, .text = folder + ": needs more memory than there is"});
+      results.push_back({.id = folder,
+                         .verdict = Verdict::kError,
+                         .text = folder + ": needs more memory than there is"});
     }
     if (!output.json) {
       fmt::print("{}", ToText(results.back()));

@@ -35,8 +35,8 @@ void PrintMesh(const Mesh& mesh, MeshKind kind) {
 }
 
 void PrintContract(const StepContract& contract) {
-  fmt::print("  {:<16} {:<14} {:<34} {:<28} {}\n", "tensor", "shape", "placement when the step is over",
-             "sums owed", "whole already");
+  fmt::print("  {:<16} {:<14} {:<34} {:<28} {}\n", "tensor", "shape",
+             "placement when the step is over", "sums owed", "whole already");
   for (const ContractTensor& tensor : contract.tensors) {
     std::vector<std::string> placements;
     for (const auto& [axis, placement] : tensor.placements) {
@@ -51,8 +51,8 @@ void PrintContract(const StepContract& contract) {
     };
     fmt::print("  {:<16} {:<14} {:<34} {:<28} {}\n", tensor.name,
                tensor.result ? ToText(tensor.shape) : "(inside)",
-               tensor.result ? fmt::format("{}", fmt::join(placements, ", ")) : "", names(tensor.owed),
-               names(tensor.settled));
+               tensor.result ? fmt::format("{}", fmt::join(placements, ", ")) : "",
+               names(tensor.owed), names(tensor.settled));
   }
 }
 
@@ -63,14 +63,16 @@ int Explain(const CommonOptions& common, const std::string& target) {
     const CaseSpec& spec = selected.spec;
     const Model& m = spec.model;
     fmt::print("{}\n  {}\n  {}\n\n", spec.name, spec.why, spec.source);
-    fmt::print("  T {} tokens, D {} d_model, F {} d_expert, E {} experts, K {} top_k, shared {}\n", m.tokens,
-               m.d_model, m.d_expert, m.experts, m.top_k, m.d_shared);
+    fmt::print("  T {} tokens, D {} d_model, F {} d_expert, E {} experts, K {} top_k, shared {}\n",
+               m.tokens, m.d_model, m.d_expert, m.experts, m.top_k, m.d_shared);
     fmt::print("  {} scores, applied {}{}{}, scale {}{}{}\n", ToText(m.score_function),
-               m.score_placement == ScorePlacement::kBeforeExperts ? "before the experts" : "after the experts",
+               m.score_placement == ScorePlacement::kBeforeExperts ? "before the experts"
+                                                                   : "after the experts",
                m.route_norm ? ", normalised" : "", m.gate_bias ? ", gate bias" : "", m.route_scale,
                m.expert_bias ? ", expert bias" : "",
-               m.expert_groups > 1 ? fmt::format(", best {} of {} groups", m.limited_groups, m.expert_groups)
-                                   : "");
+               m.expert_groups > 1
+                   ? fmt::format(", best {} of {} groups", m.limited_groups, m.expert_groups)
+                   : "");
     fmt::print("  program: tp_backward {}, dp_reduction {}\n", ToText(spec.program.tp_backward),
                ToText(spec.program.dp_reduction));
     for (const Layout& layout : selected.layouts) {
@@ -82,8 +84,9 @@ int Explain(const CommonOptions& common, const std::string& target) {
       PrintContract(contract);
       for (const MustCatch& wanted : spec.must_catch) {
         if (wanted.on == layout) {
-          fmt::print("  must catch  '{}'{}\n", ToText(wanted.fault),
-                     wanted.cause.empty() ? "" : fmt::format(" as {} of {}", wanted.cause, wanted.tensor));
+          fmt::print(
+              "  must catch  '{}'{}\n", ToText(wanted.fault),
+              wanted.cause.empty() ? "" : fmt::format(" as {} of {}", wanted.cause, wanted.tensor));
         }
       }
       for (const MustPass& wanted : spec.must_pass) {

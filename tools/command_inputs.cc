@@ -35,15 +35,19 @@ std::vector<std::byte> BytesOf(const std::vector<Value>& values) {
 
 std::vector<std::byte> Encode(const std::vector<double>& values, Dtype dtype) {
   switch (dtype) {
-    case Dtype::kFloat64: return BytesOf(values);
-    case Dtype::kFloat32: return BytesOf(TopBits<std::uint32_t>(values));
-    default: return BytesOf(TopBits<std::uint16_t>(values));
+    case Dtype::kFloat64:
+      return BytesOf(values);
+    case Dtype::kFloat32:
+      return BytesOf(TopBits<std::uint32_t>(values));
+    default:
+      return BytesOf(TopBits<std::uint16_t>(values));
   }
 }
 
 }  // namespace
 
-int Inputs(const CommonOptions& common, const std::string& name, const std::string& folder, Dtype dtype) {
+int Inputs(const CommonOptions& common, const std::string& name, const std::string& folder,
+           Dtype dtype) {
   const CaseSpec spec = FindCase(common.cases_folder, name);
   const InputGenerator generator(spec);
   std::map<std::string, std::vector<std::byte>> bytes;
@@ -78,8 +82,10 @@ int Inputs(const CommonOptions& common, const std::string& name, const std::stri
     problem["owed"].push_back(result.name);
   }
   WriteJsonFile((path / "problem.json").string(), problem);
-  fmt::print("{}: inputs.safetensors ({} tensors) and problem.json; smallest top-k margin {:.2e} in logits\n",
-             folder, views.size(), generator.smallest_logit_margin());
+  fmt::print(
+      "{}: inputs.safetensors ({} tensors) and problem.json; smallest top-k margin {:.2e} in "
+      "logits\n",
+      folder, views.size(), generator.smallest_logit_margin());
   return 0;
 }
 

@@ -33,7 +33,8 @@ int List(const CommonOptions& common, const std::vector<std::string>& select, bo
     }
     fmt::print("{}\n  {}\n", selected.spec.name, selected.spec.why);
     fmt::print("  layouts {}\n  dtypes  {}   faults to tell {}\n\n", fmt::join(layouts, " "),
-               fmt::join(dtypes, " "), selected.spec.must_catch.size() + selected.spec.must_pass.size());
+               fmt::join(dtypes, " "),
+               selected.spec.must_catch.size() + selected.spec.must_pass.size());
   }
   if (json) {
     fmt::print("{}\n", list.dump(2));

@@ -1,4 +1,5 @@
-// moegate regen: measures the floors of every tensor, derives its tolerance, and writes the golden file.
+// moegate regen: measures the floors of every tensor, derives its tolerance, and writes the golden
+// file.
 
 #include <fmt/format.h>
 
@@ -23,14 +24,16 @@ constexpr std::uint64_t kMoreSeeds = 2;
 using Measured = std::map<std::string, Judgement::Measured>;
 
 // Runs without golden tolerances; an error of the machine ends the regeneration.
-Judgement Measure(const CaseSpec& spec, const Layout& layout, Dtype dtype, const InputGenerator& inputs,
-                  const std::optional<Fault>& fault, const std::string& backend) {
+Judgement Measure(const CaseSpec& spec, const Layout& layout, Dtype dtype,
+                  const InputGenerator& inputs, const std::optional<Fault>& fault,
+                  const std::string& backend) {
   const Result result = RunOnce(spec, layout, dtype, inputs, fault, nullptr, {.backend = backend});
   if (result.verdict == Verdict::kError || result.verdict == Verdict::kSkipped) {
     throw Error(result.id, result.text);
   }
   if (result.verdict == Verdict::kVacuous && !fault) {
-    throw Error(result.id, fmt::format("{} in {}: {}", "proves nothing", ToText(dtype), Headline(result)));
+    throw Error(result.id,
+                fmt::format("{} in {}: {}", "proves nothing", ToText(dtype), Headline(result)));
   }
   return result.judgement;
 }
@@ -45,10 +48,12 @@ double DigestOf(const reference::Matrix& matrix, std::int64_t first) {
   return sum;
 }
 
-std::map<std::string, GoldenReference> ReferenceOf(const CaseSpec& spec, const InputGenerator& inputs) {
+std::map<std::string, GoldenReference> ReferenceOf(const CaseSpec& spec,
+                                                   const InputGenerator& inputs) {
   std::map<std::string, GoldenReference> references;
   std::map<std::string, double> squares;
-  const auto add = [&](const std::string& name, const reference::Matrix& value, std::int64_t first) {
+  const auto add = [&](const std::string& name, const reference::Matrix& value,
+                       std::int64_t first) {
     squares[name] += value.squaredNorm();
     references[name].norm = std::sqrt(squares[name]);
     references[name].digest += DigestOf(value, first);
@@ -86,7 +91,8 @@ void AddBoundAndNoise(std::map<std::string, GoldenTolerance>& tolerances, const 
 }
 
 // Noise of another problem, in units of what was expected there: what the same luck would do here.
-void AddNoiseOfOtherSeed(std::map<std::string, GoldenTolerance>& tolerances, const Judgement& clean) {
+void AddNoiseOfOtherSeed(std::map<std::string, GoldenTolerance>& tolerances,
+                         const Judgement& clean) {
   for (auto& [tensor, entry] : tolerances) {
     entry.noise_floor = std::max(entry.noise_floor, clean.measured.at(tensor).ratio * entry.bound);
   }
@@ -120,12 +126,14 @@ Golden Regenerate(const CaseSpec& spec, std::vector<std::string>& remarks) {
       AddBoundAndNoise(tolerances, Measure(spec, layout, dtype, inputs, std::nullopt, "threads"));
     }
     // One layout over processes: another backend adds in another order.
-    AddBoundAndNoise(tolerances, Measure(spec, spec.layouts.front(), dtype, inputs, std::nullopt, "gloo"));
+    AddBoundAndNoise(tolerances,
+                     Measure(spec, spec.layouts.front(), dtype, inputs, std::nullopt, "gloo"));
     for (std::uint64_t more = 1; more <= kMoreSeeds; ++more) {
       const CaseSpec other = WithSeed(spec, spec.numerics.seed + more);
       const InputGenerator other_inputs(other);
       for (const Layout& layout : spec.layouts) {
-        AddNoiseOfOtherSeed(tolerances, Measure(other, layout, dtype, other_inputs, std::nullopt, "threads"));
+        AddNoiseOfOtherSeed(tolerances,
+                            Measure(other, layout, dtype, other_inputs, std::nullopt, "threads"));
       }
     }
     for (auto& [tensor, entry] : tolerances) {
@@ -145,9 +153,10 @@ Golden Regenerate(const CaseSpec& spec, std::vector<std::string>& remarks) {
         }
         const double error = measured.error;
         if (error <= entry->second.tolerance) {
-          remarks.push_back(fmt::format("{} {}: '{}' changes {} by {:.1e} only, which its tolerance {:.1e} allows",
-                                        CaseId(spec, layout), ToText(dtype), ToText(fault),
-                                        fault.reduction.tensor, error, entry->second.tolerance));
+          remarks.push_back(fmt::format(
+              "{} {}: '{}' changes {} by {:.1e} only, which its tolerance {:.1e} allows",
+              CaseId(spec, layout), ToText(dtype), ToText(fault), fault.reduction.tensor, error,
+              entry->second.tolerance));
           continue;
         }
         auto& floor = entry->second.fault_floor;
@@ -170,9 +179,9 @@ bool ShowChanges(const std::optional<Golden>& old_golden, const Golden& golden) 
       }
       const bool is_wider = before && entry.tolerance > *before * 1.05;
       wider = wider || is_wider;
-      fmt::print("  {:<9} {:<16} tolerance {} -> {:.1e}{}   noise {:.1e}   smallest fault {}\n", ToText(dtype),
-                 tensor, before ? fmt::format("{:.1e}", *before) : "none", entry.tolerance,
-                 is_wider ? " WIDER" : "", entry.noise_floor,
+      fmt::print("  {:<9} {:<16} tolerance {} -> {:.1e}{}   noise {:.1e}   smallest fault {}\n",
+                 ToText(dtype), tensor, before ? fmt::format("{:.1e}", *before) : "none",
+                 entry.tolerance, is_wider ? " WIDER" : "", entry.noise_floor,
                  entry.fault_floor ? fmt::format("{:.1e}", *entry.fault_floor) : "none planted");
     }
   }
@@ -193,7 +202,8 @@ bool RegenerateOne(const CommonOptions& common, const CaseSpec& spec, bool accep
     fmt::print("  note: {}\n", remark);
   }
   std::fflush(stdout);
-  // The loader's own checks: a case without room between noise and faults is refused here, not loosened.
+  // The loader's own checks: a case without room between noise and faults is refused here, not
+  // loosened.
   const Json json = ToJson(golden);
   ParseGolden(json, path);
   if (wider && !accept) {

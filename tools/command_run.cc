@@ -30,11 +30,14 @@ std::vector<Dtype> DtypesOf(const CaseSpec& spec, const std::string& only) {
   }
   const auto dtype = DtypeFromText(only);
   if (dtype != Dtype::kFloat64 && dtype != Dtype::kFloat32 && dtype != Dtype::kBfloat16) {
-    throw Error("--dtype", fmt::format("\"{}\" is no dtype of the step; use float64, float32 or bfloat16", only));
+    throw Error(
+        "--dtype",
+        fmt::format("\"{}\" is no dtype of the step; use float64, float32 or bfloat16", only));
   }
   const auto& dtypes = spec.numerics.dtypes;
-  return std::find(dtypes.begin(), dtypes.end(), *dtype) == dtypes.end() ? std::vector<Dtype>{}
-                                                                         : std::vector<Dtype>{*dtype};
+  return std::find(dtypes.begin(), dtypes.end(), *dtype) == dtypes.end()
+             ? std::vector<Dtype>{}
+             : std::vector<Dtype>{*dtype};
 }
 
 void UseLayout(std::vector<SelectedCase>& selected, const std::string& text) {
@@ -80,8 +83,9 @@ class Prepared {
 
   const Golden& GoldenOf(const CaseSpec& spec) {
     const auto found = goldens_.find(spec.name);
-    return found != goldens_.end() ? found->second
-                                   : goldens_.emplace(spec.name, ReadGolden(golden_folder_, spec)).first->second;
+    return found != goldens_.end()
+               ? found->second
+               : goldens_.emplace(spec.name, ReadGolden(golden_folder_, spec)).first->second;
   }
 
  private:
@@ -91,11 +95,13 @@ class Prepared {
 };
 
 // Runs everything that is listed as this rank of a job.
-JobOutputs RunAsRank(const Job& job, const std::vector<Listed>& listed, const std::optional<Fault>& fault,
-                     Prepared& prepared, const RunOptions& options) {
+JobOutputs RunAsRank(const Job& job, const std::vector<Listed>& listed,
+                     const std::optional<Fault>& fault, Prepared& prepared,
+                     const RunOptions& options) {
   std::vector<StepRequest> requests;
   for (const Listed& item : listed) {
-    auto more = RequestsOf(*item.spec, item.layout, item.dtype, prepared.InputsOf(*item.spec), options);
+    auto more =
+        RequestsOf(*item.spec, item.layout, item.dtype, prepared.InputsOf(*item.spec), options);
     if (fault) {
       more.resize(1);
       more[0].fault = fault;
@@ -136,11 +142,11 @@ int Run(const CommonOptions& common, const RunCommand& command, const OutputOpti
     throw Error("--deadline", "is not a number of seconds");
   }
   const std::vector<Listed> listed = ListRuns(selected, command, fault);
-  RunOptions options{
-      .backend = command.backend,
-      .golden_folder = common.golden_folder,
-      .dump_folder = command.dump_folder,
-      .deadline = std::chrono::milliseconds(static_cast<std::int64_t>(command.deadline_seconds * 1000.0))};
+  RunOptions options{.backend = command.backend,
+                     .golden_folder = common.golden_folder,
+                     .dump_folder = command.dump_folder,
+                     .deadline = std::chrono::milliseconds(
+                         static_cast<std::int64_t>(command.deadline_seconds * 1000.0))};
   Prepared prepared(common.golden_folder);
 
   // Threads are ranks of this process, whoever started it.

@@ -26,7 +26,7 @@ struct RunCommand {
   std::string layout;  // instead of the cases' own
   std::string dtype;   // instead of the cases' own
   std::string backend = "threads";
-  std::string fault;   // planted in every run
+  std::string fault;  // planted in every run
   std::optional<std::string> dump_folder;
   double deadline_seconds = 20.0;
 };
@@ -39,8 +39,10 @@ struct RegenCommand {
 // Each returns the exit status: 0, 1 or 2 as in DESIGN. They throw Error, which is status 2.
 int List(const CommonOptions& common, const std::vector<std::string>& select, bool json);
 int Explain(const CommonOptions& common, const std::string& target);
-int Inputs(const CommonOptions& common, const std::string& name, const std::string& folder, Dtype dtype);
-int Check(const CommonOptions& common, const std::vector<std::string>& dumps, const OutputOptions& output);
+int Inputs(const CommonOptions& common, const std::string& name, const std::string& folder,
+           Dtype dtype);
+int Check(const CommonOptions& common, const std::vector<std::string>& dumps,
+          const OutputOptions& output);
 int Run(const CommonOptions& common, const RunCommand& command, const OutputOptions& output);
 int Regen(const CommonOptions& common, const RegenCommand& command);
 

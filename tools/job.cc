@@ -10,18 +10,19 @@ namespace {
 
 // Tells the requests of one job apart; the generator stands for the case.
 std::string KeyOf(const StepRequest& request) {
-  return fmt::format("{} {} {} {}", fmt::ptr(request.inputs), ToText(request.layout), ToText(request.dtype),
-                     request.fault ? ToText(*request.fault) : "");
+  return fmt::format("{} {} {} {}", fmt::ptr(request.inputs), ToText(request.layout),
+                     ToText(request.dtype), request.fault ? ToText(*request.fault) : "");
 }
 
 }  // namespace
 
-JobOutputs::JobOutputs(const Job& job, const std::string& backend, const std::vector<StepRequest>& requests) {
+JobOutputs::JobOutputs(const Job& job, const std::string& backend,
+                       const std::vector<StepRequest>& requests) {
   for (const StepRequest& request : requests) {
     if (request.layout.WorldSize() != job.world_size) {
-      throw Error("--layout", fmt::format("{} needs {} ranks and the job has {}; select layouts of that many",
-                                          ToText(request.layout), request.layout.WorldSize(),
-                                          job.world_size));
+      throw Error("--layout",
+                  fmt::format("{} needs {} ranks and the job has {}; select layouts of that many",
+                              ToText(request.layout), request.layout.WorldSize(), job.world_size));
     }
   }
   auto all = TheStepPlugin().RunJob(requests, {.backend = backend,
@@ -36,6 +37,8 @@ JobOutputs::JobOutputs(const Job& job, const std::string& backend, const std::ve
   }
 }
 
-std::vector<RankOutput> JobOutputs::Of(const StepRequest& request) const { return outputs_.at(KeyOf(request)); }
+std::vector<RankOutput> JobOutputs::Of(const StepRequest& request) const {
+  return outputs_.at(KeyOf(request));
+}
 
 }  // namespace moe

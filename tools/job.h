@@ -12,8 +12,9 @@
 
 namespace moe {
 
-// What all steps of a job left on all ranks, to be asked for step by step. Every rank runs every step, whatever
-// the judge on rank 0 thinks of the ones before, so that no rank waits for a call that another never makes.
+// What all steps of a job left on all ranks, to be asked for step by step. Every rank runs every
+// step, whatever the judge on rank 0 thinks of the ones before, so that no rank waits for a call
+// that another never makes.
 class JobOutputs {
  public:
   // Runs the requests on this rank. Throws Error when a layout does not fill the job.

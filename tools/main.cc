@@ -20,13 +20,16 @@ std::string DefaultFolder(const std::string& name) {
 }
 
 constexpr const char* kSelectHelp =
-    "CASE or CASE@LAYOUT, with * and ? as in a shell: 'issues/*', 'issues/torchtitan-2387@tp2.ep2.etp1'";
+    "CASE or CASE@LAYOUT, with * and ? as in a shell: 'issues/*', "
+    "'issues/torchtitan-2387@tp2.ep2.etp1'";
 
 int Main(int argc, char** argv) {
   CLI::App app(
-      "Tells whether a parallel Mixture-of-Experts training step computes the right gradients, and if not, which "
+      "Tells whether a parallel Mixture-of-Experts training step computes the right gradients, and "
+      "if not, which "
       "reduction is missing, doubled, mis-scaled or in the wrong group.\n"
-      "Exit status: 0 every listed case passed; 1 one failed, was vacuous or did not run; 2 the command, a file "
+      "Exit status: 0 every listed case passed; 1 one failed, was vacuous or did not run; 2 the "
+      "command, a file "
       "or the machine is at fault.",
       "moegate");
   app.require_subcommand(1);
@@ -48,17 +51,20 @@ int Main(int argc, char** argv) {
 
   std::string target;
   auto* explain = app.add_subcommand(
-      "explain", "Show a case's problem, its meshes, and which sums a correct step owes under each layout");
+      "explain",
+      "Show a case's problem, its meshes, and which sums a correct step owes under each layout");
   explain->add_option("CASE[@LAYOUT]", target, "A case, or one of its layouts")->required();
 
   std::vector<std::string> dumps;
   auto* check = app.add_subcommand("check", "Judge dumps that another framework made");
-  check->add_option("DUMP", dumps, "Folders with manifest.json and one safetensors file per rank")->required();
+  check->add_option("DUMP", dumps, "Folders with manifest.json and one safetensors file per rank")
+      ->required();
   add_output(check);
 
   std::string folder;
   std::string dtype_text = "float64";
-  auto* inputs = app.add_subcommand("inputs", "Write what another framework needs to run a case's problem");
+  auto* inputs =
+      app.add_subcommand("inputs", "Write what another framework needs to run a case's problem");
   inputs->add_option("CASE", target, "A case")->required();
   inputs->add_option("--out", folder, "Folder to write to")->required();
   inputs->add_option("--dtype", dtype_text, "float64, float32 or bfloat16")->capture_default_str();
@@ -66,25 +72,31 @@ int Main(int argc, char** argv) {
 #ifdef MOEGATE_STEP
   RunCommand run_command;
   std::string dump_folder;
-  auto* run = app.add_subcommand("run", "Run cases with the built-in step and judge them; all of them by default");
+  auto* run = app.add_subcommand(
+      "run", "Run cases with the built-in step and judge them; all of them by default");
   run->add_option("SELECT", run_command.select, kSelectHelp);
-  run->add_option("--layout", run_command.layout, "Run on this layout instead of the cases' own, e.g. dp2.tp2.ep2.etp1");
+  run->add_option("--layout", run_command.layout,
+                  "Run on this layout instead of the cases' own, e.g. dp2.tp2.ep2.etp1");
   run->add_option("--dtype", run_command.dtype, "Only float64, float32 or bfloat16");
   run->add_option("--backend", run_command.backend, "threads, gloo or nccl")
       ->capture_default_str()
       ->check(CLI::IsMember({"threads", "gloo", "nccl"}));
   run->add_option("--fault", run_command.fault,
-                  "Plant a fault: 'drop d_gate_ED@tp', 'repeat R', 'mean R', 'wrong-group AXIS R', 'skip-rank RANK R'");
+                  "Plant a fault: 'drop d_gate_ED@tp', 'repeat R', 'mean R', 'wrong-group AXIS R', "
+                  "'skip-rank RANK R'");
   run->add_option("--dump", dump_folder, "Keep the dump of every run below this folder");
-  run->add_option("--deadline", run_command.deadline_seconds, "Seconds that any wait for a rank may take")
+  run->add_option("--deadline", run_command.deadline_seconds,
+                  "Seconds that any wait for a rank may take")
       ->capture_default_str()
       ->check(CLI::Range(0.1, 3600.0));
   add_output(run);
 
   RegenCommand regen_command;
   auto* regen = app.add_subcommand("regen", "Regenerate golden files; shows old against new");
-  regen->add_option("SELECT", regen_command.select, "CASE, with * and ? as in a shell; all by default");
-  regen->add_flag("--accept", regen_command.accept, "Also write tolerances that are wider than before");
+  regen->add_option("SELECT", regen_command.select,
+                    "CASE, with * and ? as in a shell; all by default");
+  regen->add_flag("--accept", regen_command.accept,
+                  "Also write tolerances that are wider than before");
 #endif
 
   try {
@@ -107,7 +119,9 @@ int Main(int argc, char** argv) {
   if (inputs->parsed()) {
     const auto dtype = DtypeFromText(dtype_text);
     if (dtype != Dtype::kFloat64 && dtype != Dtype::kFloat32 && dtype != Dtype::kBfloat16) {
-      throw Error("--dtype", fmt::format("\"{}\" is no dtype of inputs; use float64, float32 or bfloat16", dtype_text));
+      throw Error("--dtype",
+                  fmt::format("\"{}\" is no dtype of inputs; use float64, float32 or bfloat16",
+                              dtype_text));
     }
     return Inputs(common, target, folder, *dtype);
   }
@@ -129,7 +143,8 @@ int Main(int argc, char** argv) {
 int Finish(const std::vector<Result>& results, std::int64_t listed, const OutputOptions& output) {
   const Summary summary = Summarize(results, listed);
   if (output.json) {
-    fmt::print("{}\n", ToJson(results, summary).dump(2, ' ', false, Json::error_handler_t::replace));
+    fmt::print("{}\n",
+               ToJson(results, summary).dump(2, ' ', false, Json::error_handler_t::replace));
   } else {
     fmt::print("{}\n", ToText(summary));
   }

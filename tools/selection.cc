@@ -11,7 +11,9 @@
 namespace moe {
 namespace {
 
-bool HasWildcard(const std::string& text) { return text.find_first_of("*?[") != std::string::npos; }
+bool HasWildcard(const std::string& text) {
+  return text.find_first_of("*?[") != std::string::npos;
+}
 
 bool Matches(const std::string& pattern, const std::string& text) {
   return ::fnmatch(pattern.c_str(), text.c_str(), 0) == 0;
@@ -24,7 +26,8 @@ void AddLayout(std::vector<Layout>& layouts, const Layout& layout) {
 }
 
 // The layouts of one case that `pattern` (empty: all) means.
-std::vector<Layout> LayoutsOf(const CaseSpec& spec, const std::string& pattern, const std::string& text) {
+std::vector<Layout> LayoutsOf(const CaseSpec& spec, const std::string& pattern,
+                              const std::string& text) {
   if (pattern.empty()) {
     return spec.layouts;
   }
@@ -49,7 +52,8 @@ void CheckFits(const CaseSpec& spec, const Layout& layout, const std::string& wh
   }
 }
 
-std::vector<SelectedCase> Select(const std::string& cases_folder, const std::vector<std::string>& texts) {
+std::vector<SelectedCase> Select(const std::string& cases_folder,
+                                 const std::vector<std::string>& texts) {
   std::vector<SelectedCase> selected;
   const auto add = [&](const CaseSpec& spec, const std::vector<Layout>& layouts) {
     auto found = std::find_if(selected.begin(), selected.end(),
@@ -92,7 +96,8 @@ std::vector<SelectedCase> Select(const std::string& cases_folder, const std::vec
     }
     if (!any) {
       selected.resize(before);
-      throw Error(text, "selects no case on any of its layouts; `moegate list` shows what there is");
+      throw Error(text,
+                  "selects no case on any of its layouts; `moegate list` shows what there is");
     }
   }
   return selected;

@@ -13,10 +13,11 @@ struct SelectedCase {
   std::vector<Layout> layouts;
 };
 
-// Each text is CASE or CASE@LAYOUT, either with * and ? as in a shell ("issues/*@tp2*"); none means all.
-// A LAYOUT without wildcards may be one that the case does not list. Throws Error for a text that selects
-// nothing, and for a layout that the case's model cannot run under.
-std::vector<SelectedCase> Select(const std::string& cases_folder, const std::vector<std::string>& texts);
+// Each text is CASE or CASE@LAYOUT, either with * and ? as in a shell ("issues/*@tp2*"); none means
+// all. A LAYOUT without wildcards may be one that the case does not list. Throws Error for a text
+// that selects nothing, and for a layout that the case's model cannot run under.
+std::vector<SelectedCase> Select(const std::string& cases_folder,
+                                 const std::vector<std::string>& texts);
 
 // `layout` checked against the case: sizes that divide, and a layout that the built-in step runs.
 void CheckFits(const CaseSpec& spec, const Layout& layout, const std::string& where);

@@ -20,11 +20,15 @@ constexpr std::array<Entry, 6> kEntries = {{{Dtype::kFloat64, "float64", 8, 53},
                                             {Dtype::kInt64, "int64", 8, 0},
                                             {Dtype::kInt32, "int32", 4, 0}}};
 
-const Entry& EntryOf(Dtype dtype) { return kEntries.at(static_cast<std::size_t>(dtype)); }
+const Entry& EntryOf(Dtype dtype) {
+  return kEntries.at(static_cast<std::size_t>(dtype));
+}
 
 }  // namespace
 
-std::string_view ToText(Dtype dtype) { return EntryOf(dtype).text; }
+std::string_view ToText(Dtype dtype) {
+  return EntryOf(dtype).text;
+}
 
 std::optional<Dtype> DtypeFromText(std::string_view text) {
   for (const Entry& entry : kEntries) {
@@ -35,9 +39,13 @@ std::optional<Dtype> DtypeFromText(std::string_view text) {
   return std::nullopt;
 }
 
-std::int64_t SizeOf(Dtype dtype) { return EntryOf(dtype).bytes; }
+std::int64_t SizeOf(Dtype dtype) {
+  return EntryOf(dtype).bytes;
+}
 
-bool IsFloat(Dtype dtype) { return EntryOf(dtype).significand_bits > 0; }
+bool IsFloat(Dtype dtype) {
+  return EntryOf(dtype).significand_bits > 0;
+}
 
 double UnitRoundoff(Dtype dtype) {
   return IsFloat(dtype) ? std::ldexp(1.0, -EntryOf(dtype).significand_bits) : 0.0;

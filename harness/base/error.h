@@ -13,7 +13,8 @@ class Error : public std::runtime_error {
  public:
   // `where` names a file, an option or a JSON pointer ("cases/a.json#/model/top_k"); `what` is one
   // sentence without a full stop. what() returns "where: what", made Printable, since both often
-  // quote files of strangers and end on a terminal. Only the words of a rank may keep their newlines.
+  // quote files of strangers and end on a terminal. Only the words of a rank may keep their
+  // newlines.
   Error(const std::string& where, const std::string& what, Newlines newlines = Newlines::kEscape)
       : std::runtime_error((where.empty() ? "" : Printable(where) + ": ") +
                            Printable(what, newlines)) {}

@@ -26,11 +26,11 @@ std::optional<ModelFault> FindFault(const Model& m) {
     std::int64_t value;
     std::int64_t smallest;
   };
-  for (const Size& size : {Size{"tokens", m.tokens, 1}, Size{"d_model", m.d_model, 1},
-                           Size{"d_expert", m.d_expert, 1}, Size{"experts", m.experts, 1},
-                           Size{"top_k", m.top_k, 1}, Size{"expert_groups", m.expert_groups, 1},
-                           Size{"limited_groups", m.limited_groups, 1},
-                           Size{"d_shared", m.d_shared, 0}}) {
+  for (const Size& size :
+       {Size{"tokens", m.tokens, 1}, Size{"d_model", m.d_model, 1}, Size{"d_expert", m.d_expert, 1},
+        Size{"experts", m.experts, 1}, Size{"top_k", m.top_k, 1},
+        Size{"expert_groups", m.expert_groups, 1}, Size{"limited_groups", m.limited_groups, 1},
+        Size{"d_shared", m.d_shared, 0}}) {
     if (size.value < size.smallest || size.value > kLargestSize) {
       return ModelFault{size.key, fmt::format("{} is {}; use {} to {}", size.key, size.value,
                                               size.smallest, kLargestSize)};
@@ -41,9 +41,9 @@ std::optional<ModelFault> FindFault(const Model& m) {
                                            m.experts, m.experts)};
   }
   if (!std::isfinite(m.route_scale) || m.route_scale == 0.0) {
-    return ModelFault{"route_scale",
-                      fmt::format("route_scale is {}; use a finite number other than 0",
-                                  m.route_scale)};
+    return ModelFault{
+        "route_scale",
+        fmt::format("route_scale is {}; use a finite number other than 0", m.route_scale)};
   }
   if (m.experts % m.expert_groups != 0) {
     return ModelFault{"expert_groups", fmt::format("expert_groups {} does not divide experts {}",

@@ -22,22 +22,22 @@ struct Model {
   std::int64_t top_k = 0;
   ScoreFunction score_function = ScoreFunction::kSoftmax;
   ScorePlacement score_placement = ScorePlacement::kAfterExperts;
-  bool route_norm = false;        // divide the K chosen scores by their sum (+ 1e-20)
-  double route_scale = 1.0;       // then multiply them by this
-  bool gate_bias = false;         // gate_bias_E, added to the logits; has a gradient
-  bool expert_bias = false;       // expert_bias_E, added to the scores for selection only
-  std::int64_t expert_groups = 1;   // group-limited selection: equal groups of neighbouring experts,
+  bool route_norm = false;         // divide the K chosen scores by their sum (+ 1e-20)
+  double route_scale = 1.0;        // then multiply them by this
+  bool gate_bias = false;          // gate_bias_E, added to the logits; has a gradient
+  bool expert_bias = false;        // expert_bias_E, added to the scores for selection only
+  std::int64_t expert_groups = 1;  // group-limited selection: equal groups of neighbouring experts,
   std::int64_t limited_groups = 1;  // of which only these many best ones may be chosen from
-  std::int64_t d_shared = 0;      // hidden size of the shared experts; 0: none
-  bool shared_gate = false;       // shared output times sigmoid(x . shared_gate_D)
+  std::int64_t d_shared = 0;        // hidden size of the shared experts; 0: none
+  bool shared_gate = false;         // shared output times sigmoid(x . shared_gate_D)
 };
 
 // "softmax", "sigmoid"; "before_experts", "after_experts".
 std::string_view ToText(ScoreFunction function);
 std::string_view ToText(ScorePlacement placement);
 
-// Something about a model that cannot be: the JSON key at fault, and a sentence that says what would be
-// right ("top_k 9 is more than experts 8; use 1 to 8").
+// Something about a model that cannot be: the JSON key at fault, and a sentence that says what
+// would be right ("top_k 9 is more than experts 8; use 1 to 8").
 struct ModelFault {
   std::string_view key;
   std::string what;

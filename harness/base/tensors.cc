@@ -15,7 +15,9 @@ std::int64_t NumElements(const Shape& shape) {
   return count;
 }
 
-std::string ToText(const Shape& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
+std::string ToText(const Shape& shape) {
+  return fmt::format("[{}]", fmt::join(shape, ", "));
+}
 
 Shape ShapeOf(std::string_view name, const Model& model) {
   const bool shared = name.starts_with("shared_") || name.starts_with("d_shared_");
@@ -25,12 +27,23 @@ Shape ShapeOf(std::string_view name, const Model& model) {
       underscore == std::string_view::npos ? std::string_view{} : name.substr(underscore + 1);
   for (const char letter : suffix) {
     switch (letter) {
-      case 'T': shape.push_back(model.tokens); break;
-      case 'D': shape.push_back(model.d_model); break;
-      case 'F': shape.push_back(shared ? model.d_shared : model.d_expert); break;
-      case 'E': shape.push_back(model.experts); break;
-      case 'K': shape.push_back(model.top_k); break;
-      default: return {};
+      case 'T':
+        shape.push_back(model.tokens);
+        break;
+      case 'D':
+        shape.push_back(model.d_model);
+        break;
+      case 'F':
+        shape.push_back(shared ? model.d_shared : model.d_expert);
+        break;
+      case 'E':
+        shape.push_back(model.experts);
+        break;
+      case 'K':
+        shape.push_back(model.top_k);
+        break;
+      default:
+        return {};
     }
   }
   return shape;

@@ -45,16 +45,21 @@ std::string AxesText(const std::vector<Axis>& axes) {
 
 std::string CauseText(Cause cause, const std::vector<Axis>& axes) {
   switch (cause) {
-    case Cause::kMissingSum: return "missing sum over " + AxesText(axes);
-    case Cause::kDoubleSum: return "sum over " + AxesText(axes) + " counted twice";
-    case Cause::kMeanForSum: return "mean over " + AxesText(axes) + " instead of the sum";
-    default: return std::string(ToText(cause));
+    case Cause::kMissingSum:
+      return "missing sum over " + AxesText(axes);
+    case Cause::kDoubleSum:
+      return "sum over " + AxesText(axes) + " counted twice";
+    case Cause::kMeanForSum:
+      return "mean over " + AxesText(axes) + " instead of the sum";
+    default:
+      return std::string(ToText(cause));
   }
 }
 
 }  // namespace
 
-Diagnosis::Diagnosis(const ObservedTensor& tensor, const Meshes& meshes, const StepContract* contract,
+Diagnosis::Diagnosis(const ObservedTensor& tensor, const Meshes& meshes,
+                     const StepContract* contract,
                      const std::vector<std::vector<std::string>>& calls)
     : tensor_(tensor), meshes_(meshes), contract_(contract), calls_(calls) {
   const Mesh& own = tensor.mesh();
@@ -87,8 +92,9 @@ void Diagnosis::AddHypotheses(const Mesh& mesh, const std::vector<Axis>& axes, b
     replicates = replicates && (!own_mesh || PlacementOn(tensor_.claim().placements, axis).kind ==
                                                  Placement::Kind::kReplicate);
   }
-  // A missing sum leaves shares on ranks that should hold the same; the axes of the other view count where
-  // they cut this one's (an expert's edp holds dp_replicate), unless the same ranks are an axis of this one.
+  // A missing sum leaves shares on ranks that should hold the same; the axes of the other view
+  // count where they cut this one's (an expert's edp holds dp_replicate), unless the same ranks are
+  // an axis of this one.
   std::vector<std::size_t> group;
   if (replicates) {
     group = tensor_.Replicas(0, mesh, axes);
@@ -99,8 +105,8 @@ void Diagnosis::AddHypotheses(const Mesh& mesh, const std::vector<Axis>& axes, b
   if (group.size() > 1 && !seen) {
     hypotheses_.push_back({.cause = Cause::kMissingSum, .axes = axes, .size = size, .mesh = &mesh});
   }
-  // A doubled sum or a mean changes all ranks alike, also where the tensor ends up sharded over the axis
-  // (a reduce-scatter); it can only be of a sum that somebody carries out.
+  // A doubled sum or a mean changes all ranks alike, also where the tensor ends up sharded over the
+  // axis (a reduce-scatter); it can only be of a sum that somebody carries out.
   bool summed = own_mesh;
   for (const Axis axis : axes) {
     const ContractTensor* known = contract_ == nullptr ? nullptr : contract_->Find(tensor_.name());
@@ -108,7 +114,8 @@ void Diagnosis::AddHypotheses(const Mesh& mesh, const std::vector<Axis>& axes, b
       summed = summed && (std::count(known->owed.begin(), known->owed.end(), axis) > 0 ||
                           std::count(known->settled.begin(), known->settled.end(), axis) > 0);
     } else if (PlacementOn(tensor_.claim().placements, axis).kind == Placement::Kind::kShard) {
-      // Of a foreign program only the row tensors may be reduce-scattered over the axis they lie on.
+      // Of a foreign program only the row tensors may be reduce-scattered over the axis they lie
+      // on.
       summed = summed && tensor_.claim().mesh == MeshKind::kDense && axis == Axis::kTp;
     }
   }
@@ -161,7 +168,8 @@ void Diagnosis::Try(Hypothesis& hypothesis, const Unit& unit) const {
             2.0 * unit.allowed[i] / hypothesis.size, want_norm);
     } else {
       std::vector<double> sum(unit.got[i].size(), 0.0);
-      for (const std::size_t replica : tensor_.Replicas(unit.holders[i], *hypothesis.mesh, hypothesis.axes)) {
+      for (const std::size_t replica :
+           tensor_.Replicas(unit.holders[i], *hypothesis.mesh, hypothesis.axes)) {
         const auto place = std::find(unit.holders.begin(), unit.holders.end(), replica);
         if (place == unit.holders.end()) {
           hypothesis.holds = false;
@@ -173,8 +181,8 @@ void Diagnosis::Try(Hypothesis& hypothesis, const Unit& unit) const {
           hypothesis.replicas_differ = true;
         }
       }
-      judge(Distance(1.0, sum, 1.0, unit.want[i]), 2.0 * std::sqrt(hypothesis.size) * unit.allowed[i],
-            want_norm);
+      judge(Distance(1.0, sum, 1.0, unit.want[i]),
+            2.0 * std::sqrt(hypothesis.size) * unit.allowed[i], want_norm);
     }
   }
 }
@@ -213,9 +221,10 @@ bool Diagnosis::CalledMoreThanOwed(Axis axis) const {
   });
 }
 
-// Where several causes give the same numbers, what is known of the program decides: the call log says which
-// sum was carried out too often.
-std::vector<const Diagnosis::Hypothesis*> Diagnosis::Narrow(std::vector<const Hypothesis*> fitting) const {
+// Where several causes give the same numbers, what is known of the program decides: the call log
+// says which sum was carried out too often.
+std::vector<const Diagnosis::Hypothesis*> Diagnosis::Narrow(
+    std::vector<const Hypothesis*> fitting) const {
   if (fitting.size() < 2) {
     return fitting;
   }
@@ -230,8 +239,8 @@ std::vector<const Diagnosis::Hypothesis*> Diagnosis::Narrow(std::vector<const Hy
   return witnessed.size() == 1 ? witnessed : fitting;
 }
 
-// What the contract and the call log say of the sums in question: where a share is left over, the owed sums
-// that never happened, be they this tensor's own or one that it is made from.
+// What the contract and the call log say of the sums in question: where a share is left over, the
+// owed sums that never happened, be they this tensor's own or one that it is made from.
 std::string Diagnosis::WhereSentence(const Hypothesis& hypothesis) const {
   if (contract_ == nullptr || calls_.empty()) {
     return "";
@@ -248,20 +257,22 @@ std::string Diagnosis::WhereSentence(const Hypothesis& hypothesis) const {
     return most;
   };
   const auto concerns = [&](const Reduction& reduction) {
-    return std::find(hypothesis.axes.begin(), hypothesis.axes.end(), reduction.axis) != hypothesis.axes.end();
+    return std::find(hypothesis.axes.begin(), hypothesis.axes.end(), reduction.axis) !=
+           hypothesis.axes.end();
   };
   std::vector<std::string> texts;
   for (const Reduction& reduction : contract_->Owed()) {
     if (hypothesis.cause == Cause::kMissingSum && concerns(reduction) && times(reduction) == 0) {
-      texts.push_back(fmt::format("{} is in the contract and not in the call log ({} sums)", ToText(reduction),
-                                  logged));
+      texts.push_back(fmt::format("{} is in the contract and not in the call log ({} sums)",
+                                  ToText(reduction), logged));
     }
   }
   for (const Axis axis : hypothesis.axes) {
     const Reduction own{tensor_.name(), axis};
     if (texts.empty() && times(own) > 0) {
-      texts.push_back(fmt::format("{} is {} in the contract and {} times in the call log ({} sums)", ToText(own),
-                                  contract_->Owes(own) ? "once" : "not", times(own), logged));
+      texts.push_back(fmt::format("{} is {} in the contract and {} times in the call log ({} sums)",
+                                  ToText(own), contract_->Owes(own) ? "once" : "not", times(own),
+                                  logged));
     }
   }
   return fmt::format("{}", fmt::join(texts, "; "));
@@ -276,15 +287,16 @@ void Diagnosis::Explain(Finding& finding) const {
     finding.residual = found.residual;
     finding.text = CauseText(found.cause, found.axes);
     if (found.cause == Cause::kMissingSum) {
-      finding.evidence.push_back(fmt::format(
-          "why    adding up the {:.0f} ranks of {} gives the reference to {:.1e}, so each holds a share; "
-          "replicas on {} must agree and do not",
-          found.size, AxesText(found.axes), found.residual, AxesText(found.axes)));
+      finding.evidence.push_back(
+          fmt::format("why    adding up the {:.0f} ranks of {} gives the reference to {:.1e}, so "
+                      "each holds a share; "
+                      "replicas on {} must agree and do not",
+                      found.size, AxesText(found.axes), found.residual, AxesText(found.axes)));
     } else {
-      finding.evidence.push_back(fmt::format(
-          "why    every rank holds the reference {} {:.0f}, the size of {}, to {:.1e}",
-          found.cause == Cause::kDoubleSum ? "times" : "divided by", found.size, AxesText(found.axes),
-          found.residual));
+      finding.evidence.push_back(
+          fmt::format("why    every rank holds the reference {} {:.0f}, the size of {}, to {:.1e}",
+                      found.cause == Cause::kDoubleSum ? "times" : "divided by", found.size,
+                      AxesText(found.axes), found.residual));
     }
     if (const std::string where = WhereSentence(found); !where.empty()) {
       finding.evidence.push_back("where  " + where);
@@ -300,13 +312,15 @@ void Diagnosis::Explain(Finding& finding) const {
       texts.push_back(CauseText(hypothesis->cause, hypothesis->axes));
     }
     finding.text = fmt::format("{}", fmt::join(texts, ", or "));
-    finding.evidence.push_back("why    these give the same numbers here; a layout in which the sizes of those "
-                               "axes differ tells them apart");
+    finding.evidence.push_back(
+        "why    these give the same numbers here; a layout in which the sizes of those "
+        "axes differ tells them apart");
     return;
   }
   const double factor = want_want_ > 0.0 ? got_want_ / want_want_ : 0.0;
-  const bool same = largest_factor_ - smallest_factor_ <=
-                    4.0 * std::max(largest_scale_residual_, 1e-12) * std::max(1.0, std::abs(factor));
+  const bool same =
+      largest_factor_ - smallest_factor_ <=
+      4.0 * std::max(largest_scale_residual_, 1e-12) * std::max(1.0, std::abs(factor));
   // A factor that is nearer to 1 than what it leaves unexplained explains nothing.
   const bool telling = std::abs(factor - 1.0) > 2.0 * largest_scale_residual_;
   if (want_want_ > 0.0 && one_factor_ && same && telling && std::abs(factor) > 1e-9) {
@@ -328,9 +342,10 @@ void Diagnosis::Explain(Finding& finding) const {
       finding.text += fmt::format(", which is {}the size of {}", factor > 1.0 ? "" : "1 over ",
                                   fmt::join(axes, " and of "));
     }
-    finding.evidence.push_back(fmt::format("why    every slice of every rank is the reference times {:.6g}, to "
-                                           "{:.1e}; no sum of the contract explains it",
-                                           factor, finding.residual));
+    finding.evidence.push_back(
+        fmt::format("why    every slice of every rank is the reference times {:.6g}, to "
+                    "{:.1e}; no sum of the contract explains it",
+                    factor, finding.residual));
     return;
   }
   finding.cause = Cause::kUnexplained;

@@ -1,6 +1,6 @@
-// Reads the cause of a wrong tensor off the ranks' values: which sum over which axes is missing, doubled or
-// an average. Every explanation that could be is tried on every slice as it passes; what fits all of them
-// is the cause.
+// Reads the cause of a wrong tensor off the ranks' values: which sum over which axes is missing,
+// doubled or an average. Every explanation that could be is tried on every slice as it passes; what
+// fits all of them is the cause.
 #pragma once
 
 #include <optional>
@@ -19,8 +19,8 @@ class Diagnosis {
   Diagnosis(const ObservedTensor& tensor, const Meshes& meshes, const StepContract* contract,
             const std::vector<std::vector<std::string>>& calls);
 
-  // One unit (an expert, a token, a whole slice) of every holder that has it: holder indices, the values they
-  // hold, and per holder what they should be and by how much (L2) they may be off.
+  // One unit (an expert, a token, a whole slice) of every holder that has it: holder indices, the
+  // values they hold, and per holder what they should be and by how much (L2) they may be off.
   struct Unit {
     std::vector<std::size_t> holders;
     std::vector<std::vector<double>> got;
@@ -36,7 +36,7 @@ class Diagnosis {
   struct Hypothesis {
     Cause cause = Cause::kNone;
     std::vector<Axis> axes;
-    double size = 1.0;   // product of the axes' sizes
+    double size = 1.0;  // product of the axes' sizes
     const Mesh* mesh = nullptr;
     bool holds = true;
     bool tried = false;
@@ -56,7 +56,8 @@ class Diagnosis {
   const StepContract* contract_;
   const std::vector<std::vector<std::string>>& calls_;
   std::vector<Hypothesis> hypotheses_;
-  // For one factor common to all slices: sums of got*want and want*want, and the slices' own factors.
+  // For one factor common to all slices: sums of got*want and want*want, and the slices' own
+  // factors.
   double got_want_ = 0.0;
   double want_want_ = 0.0;
   double smallest_factor_ = 0.0;

@@ -1,4 +1,5 @@
-// What the judge says: verdicts, causes, and one finding per judged tensor (DESIGN: formats, Result).
+// What the judge says: verdicts, causes, and one finding per judged tensor (DESIGN: formats,
+// Result).
 #pragma once
 
 #include <cstdint>
@@ -16,12 +17,12 @@ std::string_view ToText(Verdict verdict);  // "pass", "fail", "vacuous", "skippe
 
 enum class Cause {
   kNone,
-  kMissingSum,   // each rank holds a share; the shares of an axis add up to the reference
-  kDoubleSum,    // every rank holds the reference times the size of an axis
-  kMeanForSum,   // every rank holds the reference divided by the size of an axis
-  kWrongScale,   // the reference times a factor that is no axis of the contract
-  kCorruption,   // NaN or Inf
-  kAmbiguous,    // several of the above give the same numbers
+  kMissingSum,  // each rank holds a share; the shares of an axis add up to the reference
+  kDoubleSum,   // every rank holds the reference times the size of an axis
+  kMeanForSum,  // every rank holds the reference divided by the size of an axis
+  kWrongScale,  // the reference times a factor that is no axis of the contract
+  kCorruption,  // NaN or Inf
+  kAmbiguous,   // several of the above give the same numbers
   kUnexplained,
 };
 std::string_view ToText(Cause cause);  // "missing_sum", ...
@@ -35,15 +36,15 @@ struct Finding {
   std::string tensor;
   Verdict verdict = Verdict::kPass;
   Cause cause = Cause::kNone;
-  std::vector<Axis> axes;                   // what was owed
-  std::optional<double> factor;             // kWrongScale
-  std::vector<CauseCandidate> candidates;   // kAmbiguous
-  double error = 0.0;      // largest relative L2 error of a slice
-  double tolerance = 0.0;  // allowed there
-  double residual = 0.0;   // what the cause leaves unexplained, relative
-  std::vector<std::int64_t> ranks;  // that hold a wrong slice
-  std::string text;        // "missing sum over tp"
-  std::vector<std::string> evidence;  // sentences for people: what, why, where
+  std::vector<Axis> axes;                  // what was owed
+  std::optional<double> factor;            // kWrongScale
+  std::vector<CauseCandidate> candidates;  // kAmbiguous
+  double error = 0.0;                      // largest relative L2 error of a slice
+  double tolerance = 0.0;                  // allowed there
+  double residual = 0.0;                   // what the cause leaves unexplained, relative
+  std::vector<std::int64_t> ranks;         // that hold a wrong slice
+  std::string text;                        // "missing sum over tp"
+  std::vector<std::string> evidence;       // sentences for people: what, why, where
 };
 
 }  // namespace moe

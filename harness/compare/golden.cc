@@ -33,18 +33,21 @@ GoldenTolerance ParseTolerance(const JsonNode& node) {
     entry.fault_floor = NonNegative(fault_floor);
   }
   if (entry.tolerance < kClearance * entry.noise_floor) {
-    node.Fail(fmt::format("tolerance {:.2e} is not {} times above the noise floor {:.2e}", entry.tolerance,
-                          kClearance, entry.noise_floor));
+    node.Fail(fmt::format("tolerance {:.2e} is not {} times above the noise floor {:.2e}",
+                          entry.tolerance, kClearance, entry.noise_floor));
   }
   if (entry.fault_floor && entry.tolerance > *entry.fault_floor / kClearance) {
-    node.Fail(fmt::format("tolerance {:.2e} is not {} times below the fault floor {:.2e}", entry.tolerance,
-                          kClearance, *entry.fault_floor));
+    node.Fail(fmt::format("tolerance {:.2e} is not {} times below the fault floor {:.2e}",
+                          entry.tolerance, kClearance, *entry.fault_floor));
   }
   return entry;
 }
 
-// Three significant digits in exponent form say all that is known of a floor; the rest would be churn.
-double Rounded(double number, int digits) { return std::stod(fmt::format("{:.{}e}", number, digits - 1)); }
+// Three significant digits in exponent form say all that is known of a floor; the rest would be
+// churn.
+double Rounded(double number, int digits) {
+  return std::stod(fmt::format("{:.{}e}", number, digits - 1));
+}
 
 }  // namespace
 
@@ -97,12 +100,14 @@ Golden ReadGolden(const std::string& folder, const CaseSpec& spec) {
   const std::string path = GoldenPath(folder, spec);
   const std::string remedy = fmt::format("run tools/regen_golden.sh {}", spec.name);
   if (!std::filesystem::exists(path)) {
-    throw Error(path, fmt::format("is missing, so nothing says what {} may be off by; {}", spec.name, remedy));
+    throw Error(path, fmt::format("is missing, so nothing says what {} may be off by; {}",
+                                  spec.name, remedy));
   }
   const Json json = ReadJsonFile(path, {.max_bytes = 10'000'000, .max_depth = 8});
   Golden golden = ParseGolden(json, path);
   if (golden.case_sha256 != Sha256OfFile(spec.path)) {
-    throw Error(path, fmt::format("is stale: {} has changed since it was made; {}", spec.path, remedy));
+    throw Error(path,
+                fmt::format("is stale: {} has changed since it was made; {}", spec.path, remedy));
   }
   for (const Dtype dtype : spec.numerics.dtypes) {
     for (const TensorInfo& result : ResultsOf(spec.model)) {
@@ -135,7 +140,8 @@ Json ToJson(const Golden& golden) {
       node["tolerance"] = Rounded(entry.tolerance, 2);
       node["bound"] = Rounded(entry.bound, 2);
       node["noise_floor"] = Rounded(entry.noise_floor, 2);
-      node["fault_floor"] = entry.fault_floor ? Json(Rounded(*entry.fault_floor, 2)) : Json(nullptr);
+      node["fault_floor"] =
+          entry.fault_floor ? Json(Rounded(*entry.fault_floor, 2)) : Json(nullptr);
       node["why"] = entry.why;
     }
   }

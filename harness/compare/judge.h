@@ -1,5 +1,5 @@
-// Judges a dump: routing first, then replicas and every slice against the reference, then whether anything
-// was tested at all. Sees nothing but the dump, the problem and what a correct step owes.
+// Judges a dump: routing first, then replicas and every slice against the reference, then whether
+// anything was tested at all. Sees nothing but the dump, the problem and what a correct step owes.
 #pragma once
 
 #include <map>
@@ -31,7 +31,7 @@ struct Judgement {
   std::vector<std::string> notes;  // what is worth knowing and changes no verdict
   std::int64_t slots = 0;          // T * K
   bool routing_compared = false;
-  double smallest_margin = 0.0;    // of the selection scores
+  double smallest_margin = 0.0;  // of the selection scores
   // What a regenerated golden file records of this run, by tensor.
   struct Measured {
     double bound = 0.0;  // largest expected relative error of a useful slice

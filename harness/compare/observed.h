@@ -1,5 +1,5 @@
-// One tensor of a dump as the judge sees it: who holds which slice of it, with every sum that the producer
-// declared as still owed (P) carried out and the declared scale applied.
+// One tensor of a dump as the judge sees it: who holds which slice of it, with every sum that the
+// producer declared as still owed (P) carried out and the declared scale applied.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +26,8 @@ class ObservedTensor {
   const Mesh& mesh() const { return *mesh_; }
   const std::vector<Holder>& holders() const { return holders_; }
 
-  // Units are what is judged on its own: each expert of a tensor that begins with E, each token of one
-  // that begins with T, else the whole slice.
+  // Units are what is judged on its own: each expert of a tensor that begins with E, each token of
+  // one that begins with T, else the whole slice.
   bool HasUnits() const { return has_units_; }
   std::int64_t UnitsOf(const Holder& holder) const;
   // The holder's unit that is this expert or token; 0 for a whole slice; -1 where it is not held.
@@ -37,9 +37,10 @@ class ObservedTensor {
   // The values of a unit, row-major in the holder's slice.
   std::vector<double> ReadUnit(const Holder& holder, std::int64_t unit) const;
 
-  // The holders, by index, that differ from holder `index` along `axes` of `mesh` alone; every one of them
-  // holds the same slice, or the answer is empty.
-  std::vector<std::size_t> Replicas(std::size_t index, const Mesh& mesh, const std::vector<Axis>& axes) const;
+  // The holders, by index, that differ from holder `index` along `axes` of `mesh` alone; every one
+  // of them holds the same slice, or the answer is empty.
+  std::vector<std::size_t> Replicas(std::size_t index, const Mesh& mesh,
+                                    const std::vector<Axis>& axes) const;
 
  private:
   const Dump* dump_;

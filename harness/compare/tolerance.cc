@@ -31,11 +31,12 @@ reference::Rounding RoundingOf(Dtype dtype, const std::map<std::string, Dtype>& 
 }
 
 std::string DescribeRounding(Dtype dtype) {
-  return fmt::format("{} standard deviations of the rounding error of a step that stores in {} (u = {:.2e}), "
-                     "accumulates and scores in {}, and adds ranks' shares in {}; independent errors, first "
-                     "order, propagated beside the reference",
-                     kSafety, ToText(dtype), UnitRoundoff(dtype),
-                     dtype == Dtype::kFloat64 ? "float64" : "float32", ToText(dtype));
+  return fmt::format(
+      "{} standard deviations of the rounding error of a step that stores in {} (u = {:.2e}), "
+      "accumulates and scores in {}, and adds ranks' shares in {}; independent errors, first "
+      "order, propagated beside the reference",
+      kSafety, ToText(dtype), UnitRoundoff(dtype), dtype == Dtype::kFloat64 ? "float64" : "float32",
+      ToText(dtype));
 }
 
 }  // namespace moe

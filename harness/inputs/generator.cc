@@ -56,7 +56,9 @@ constexpr std::uint64_t kMostRedraws = 10'000;
 
 }  // namespace
 
-double MarginFloor(Dtype dtype) { return 8.0 * UnitRoundoff(dtype); }
+double MarginFloor(Dtype dtype) {
+  return 8.0 * UnitRoundoff(dtype);
+}
 
 InputGenerator::InputGenerator(const CaseSpec& spec)
     : model_(spec.model),
@@ -71,7 +73,8 @@ double InputGenerator::Value(std::uint64_t tensor_key, double scale, std::int64_
   return (word & 1U ? -scale : scale) * magnitude / 128.0;
 }
 
-void InputGenerator::Read(const std::string& name, const Slice& slice, std::span<double> out) const {
+void InputGenerator::Read(const std::string& name, const Slice& slice,
+                          std::span<double> out) const {
   const std::uint64_t key = KeyOf(seed_, name);
   const double scale = ScaleOf(name, model_);
   const Shape shape = ShapeOf(name, model_);
@@ -84,8 +87,10 @@ void InputGenerator::Read(const std::string& name, const Slice& slice, std::span
     for (std::size_t dim = 0; dim < shape.size(); ++dim) {
       global = global * shape[dim] + slice.index[dim][at[dim]];
     }
-    // Each redraw is a stream of its own: keys that differ in low bits only would permute one another's rows.
-    const std::uint64_t redraws = redrawn ? redraws_T_[static_cast<std::size_t>(slice.index[0][at[0]])] : 0;
+    // Each redraw is a stream of its own: keys that differ in low bits only would permute one
+    // another's rows.
+    const std::uint64_t redraws =
+        redrawn ? redraws_T_[static_cast<std::size_t>(slice.index[0][at[0]])] : 0;
     const std::uint64_t row_key = redraws == 0 ? key : Mix(key + redraws);
     out[static_cast<std::size_t>(element)] = Value(row_key, scale, global);
     for (std::size_t dim = shape.size(); dim-- > 0;) {
@@ -101,7 +106,8 @@ void InputGenerator::DrawRows(const CaseSpec& spec) {
   using reference::Matrix;
   using reference::Vector;
   const auto read = [&](const std::string& name, auto& target) {
-    Read(name, WholeOf(ShapeOf(name, model_)), {target.data(), static_cast<std::size_t>(target.size())});
+    Read(name, WholeOf(ShapeOf(name, model_)),
+         {target.data(), static_cast<std::size_t>(target.size())});
   };
   Matrix gate_ED(model_.experts, model_.d_model);
   read("gate_ED", gate_ED);
@@ -141,10 +147,11 @@ void InputGenerator::DrawRows(const CaseSpec& spec) {
       best_refused = hits_idle ? best_refused : std::max(best_refused, margin);
       again.push_back(token);
       if (++redraws_T_[static_cast<std::size_t>(token)] > kMostRedraws) {
-        throw Error(spec.path, fmt::format("token {} finds no row with a top-k margin above {:.2e} in {} "
-                                           "draws (best {:.2e}); use fewer experts, a smaller top_k, or "
-                                           "another seed",
-                                           token, floor, kMostRedraws, best_refused));
+        throw Error(spec.path,
+                    fmt::format("token {} finds no row with a top-k margin above {:.2e} in {} "
+                                "draws (best {:.2e}); use fewer experts, a smaller top_k, or "
+                                "another seed",
+                                token, floor, kMostRedraws, best_refused));
       }
     }
     pending.index[0] = std::move(again);

@@ -1,5 +1,6 @@
-// The inputs of a case, made from its seed alone: value = f(seed, tensor, global index), so that any
-// shard can be generated without the rest. All values lie on the bfloat16 grid and none is zero.
+// The inputs of a case, made from its seed alone: value = f(seed, tensor, global index), so that
+// any shard can be generated without the rest. All values lie on the bfloat16 grid and none is
+// zero.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +13,9 @@ namespace moe {
 
 class InputGenerator : public TensorSource {
  public:
-  // Draws every token's row until its routing margin clears MarginFloor of the coarsest dtype and no
-  // idle expert is chosen; keeps only the number of redraws per token. Throws Error(spec.path, ...)
-  // with the numbers when a token finds no such row.
+  // Draws every token's row until its routing margin clears MarginFloor of the coarsest dtype and
+  // no idle expert is chosen; keeps only the number of redraws per token. Throws Error(spec.path,
+  // ...) with the numbers when a token finds no such row.
   explicit InputGenerator(const CaseSpec& spec);
 
   void Read(const std::string& name, const Slice& slice, std::span<double> out) const override;

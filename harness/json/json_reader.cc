@@ -22,16 +22,18 @@ std::string PlaceOf(std::string_view text, std::size_t offset) {
   const std::string_view before = text.substr(0, std::min(offset, text.size()));
   const auto line = 1 + std::count(before.begin(), before.end(), '\n');
   const std::size_t newline = before.rfind('\n');
-  const std::size_t column = before.size() - (newline == std::string_view::npos ? 0 : newline + 1) + 1;
+  const std::size_t column =
+      before.size() - (newline == std::string_view::npos ? 0 : newline + 1) + 1;
   return fmt::format("line {} column {}", line, column);
 }
 
 // The longest name that anything of ours has is far shorter; comparing long keys takes long.
 constexpr std::size_t kLongestKey = 128;
 
-// Reads a document without building it and throws at what nlohmann_json lets through: duplicate keys,
-// and what would take it long to build (its ordered objects compare a new key with all others; its
-// callback parser looks through an array after every object in it) or to destroy (it recurses).
+// Reads a document without building it and throws at what nlohmann_json lets through: duplicate
+// keys, and what would take it long to build (its ordered objects compare a new key with all
+// others; its callback parser looks through an array after every object in it) or to destroy (it
+// recurses).
 class StrictReader : public Json::json_sax_t {
  public:
   StrictReader(std::string_view text, const std::string& where, const JsonLimits& limits)
@@ -51,7 +53,8 @@ class StrictReader : public Json::json_sax_t {
 
   bool key(std::string& key) override {
     if (key.size() > kLongestKey) {
-      throw Error(where_, fmt::format("has a key of {} bytes; at most {} are read", key.size(), kLongestKey));
+      throw Error(where_, fmt::format("has a key of {} bytes; at most {} are read", key.size(),
+                                      kLongestKey));
     }
     if (!keys_.back().insert(key).second) {
       throw Error(where_, fmt::format("key \"{}\" stands twice in one object", key));
@@ -62,8 +65,10 @@ class StrictReader : public Json::json_sax_t {
     return true;
   }
 
-  bool parse_error(std::size_t position, const std::string&, const Json::exception& error) override {
-    std::string reason = error.what();  // "[json.exception...] parse error at line 1, column 2: REASON"
+  bool parse_error(std::size_t position, const std::string&,
+                   const Json::exception& error) override {
+    std::string reason =
+        error.what();  // "[json.exception...] parse error at line 1, column 2: REASON"
     if (const std::size_t colon = reason.find(": "); colon != std::string::npos) {
       reason = reason.substr(colon + 2);
     } else if (const std::size_t bracket = reason.find("] "); bracket != std::string::npos) {
@@ -96,12 +101,18 @@ class StrictReader : public Json::json_sax_t {
 
 std::string_view KindOf(const Json& value) {
   switch (value.type()) {
-    case Json::value_t::null: return "null";
-    case Json::value_t::object: return "an object";
-    case Json::value_t::array: return "an array";
-    case Json::value_t::string: return "a string";
-    case Json::value_t::boolean: return "true or false";
-    default: return "a number";
+    case Json::value_t::null:
+      return "null";
+    case Json::value_t::object:
+      return "an object";
+    case Json::value_t::array:
+      return "an array";
+    case Json::value_t::string:
+      return "a string";
+    case Json::value_t::boolean:
+      return "true or false";
+    default:
+      return "a number";
   }
 }
 
@@ -156,7 +167,9 @@ std::string JsonNode::where() const {
   return pointer_.empty() ? file_ : file_ + "#" + pointer_;
 }
 
-void JsonNode::Fail(const std::string& what) const { throw Error(where(), what); }
+void JsonNode::Fail(const std::string& what) const {
+  throw Error(where(), what);
+}
 
 JsonNode JsonNode::Child(const Json& value, const std::string& token) const {
   std::string escaped;  // RFC 6901: ~ is ~0, / is ~1
@@ -247,7 +260,8 @@ std::int64_t JsonNode::Integer(std::int64_t smallest, std::int64_t largest) cons
     } else if (smallest != INT64_MIN) {
       range += fmt::format(" of at least {}", smallest);
     }
-    Fail(fmt::format("is {}; must be {}", value_->is_number() ? value_->dump() : std::string(KindOf(*value_)), range));
+    Fail(fmt::format("is {}; must be {}",
+                     value_->is_number() ? value_->dump() : std::string(KindOf(*value_)), range));
   }
   return value_->get<std::int64_t>();
 }

@@ -1,5 +1,6 @@
 // Reading JSON that strangers wrote: every complaint names the file and the JSON pointer, and says
-// what would be right. Case files, golden files, manifests and safetensors headers come through here.
+// what would be right. Case files, golden files, manifests and safetensors headers come through
+// here.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +29,8 @@ struct JsonLimits {
 // stands twice in one object, nesting or keys beyond the limits, or bytes after the value.
 Json ParseJson(std::string_view text, const std::string& where, const JsonLimits& limits = {});
 
-// Reads and parses a file. Throws Error(path, ...) when it cannot be read, is larger than the limit,
-// or is not JSON.
+// Reads and parses a file. Throws Error(path, ...) when it cannot be read, is larger than the
+// limit, or is not JSON.
 Json ReadJsonFile(const std::string& path, const JsonLimits& limits = {});
 
 // Writes `json` with an indent of 2 to a temporary file beside `path` and renames it, so that no

@@ -14,7 +14,8 @@ namespace moe {
 namespace {
 
 constexpr std::string_view kGrammar =
-    "a fault reads \"drop R\", \"repeat R\", \"mean R\", \"wrong-group AXIS R\" or \"skip-rank RANK R\" "
+    "a fault reads \"drop R\", \"repeat R\", \"mean R\", \"wrong-group AXIS R\" or \"skip-rank "
+    "RANK R\" "
     "with R a reduction such as d_gate_ED@tp";
 
 Reduction ParseReduction(std::string_view text, const std::string& where) {
@@ -41,12 +42,16 @@ std::vector<std::string> ToTexts(const std::vector<Reduction>& reductions) {
 std::string ToText(const Fault& fault) {
   const std::string reduction = ToText(fault.reduction);
   switch (fault.kind) {
-    case Fault::Kind::kDrop: return "drop " + reduction;
-    case Fault::Kind::kRepeat: return "repeat " + reduction;
-    case Fault::Kind::kMean: return "mean " + reduction;
+    case Fault::Kind::kDrop:
+      return "drop " + reduction;
+    case Fault::Kind::kRepeat:
+      return "repeat " + reduction;
+    case Fault::Kind::kMean:
+      return "mean " + reduction;
     case Fault::Kind::kWrongGroup:
       return fmt::format("wrong-group {} {}", ToText(fault.wrong_axis), reduction);
-    case Fault::Kind::kSkipRank: return fmt::format("skip-rank {} {}", fault.rank, reduction);
+    case Fault::Kind::kSkipRank:
+      return fmt::format("skip-rank {} {}", fault.rank, reduction);
   }
   return "";
 }
@@ -85,9 +90,10 @@ Fault ParseFault(std::string_view text, const std::string& where) {
     fault.kind = Fault::Kind::kWrongGroup;
     const auto axis = AxisFromText(words[1]);
     if (!axis) {
-      throw Error(where, fmt::format("\"{}\" is no axis; use dp_replicate, dp_shard, cp, tp, edp, ep or "
-                                     "etp",
-                                     words[1]));
+      throw Error(where,
+                  fmt::format("\"{}\" is no axis; use dp_replicate, dp_shard, cp, tp, edp, ep or "
+                              "etp",
+                              words[1]));
     }
     fault.wrong_axis = *axis;
   } else if (words[0] == "skip-rank") {

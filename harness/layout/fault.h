@@ -28,13 +28,13 @@ struct Fault {
 // "skip-rank 1 d_gate_ED@tp".
 std::string ToText(const Fault& fault);
 
-// Reads such a text; the argument of wrong-group and skip-rank may stand before or after the reduction.
-// Throws Error(where, ...) for anything else.
+// Reads such a text; the argument of wrong-group and skip-rank may stand before or after the
+// reduction. Throws Error(where, ...) for anything else.
 Fault ParseFault(std::string_view text, const std::string& where);
 
-// Why the fault cannot be planted under `contract`: a tensor or a sum that does not exist there (the
-// sentence lists those that do), an axis or a rank that is not there; empty when it can.
-// A sum that the contract lists as settled can be planted at: dropping it changes nothing.
+// Why the fault cannot be planted under `contract`: a tensor or a sum that does not exist there
+// (the sentence lists those that do), an axis or a rank that is not there; empty when it can. A sum
+// that the contract lists as settled can be planted at: dropping it changes nothing.
 std::string FindMisfit(const Fault& fault, const StepContract& contract);
 
 }  // namespace moe

@@ -13,7 +13,7 @@ namespace moe {
 namespace {
 
 constexpr std::array<std::string_view, 7> kAxisNames = {"dp_replicate", "dp_shard", "cp", "tp",
-                                                        "edp", "ep", "etp"};
+                                                        "edp",          "ep",       "etp"};
 
 // No machine has more ranks than this in one run of ours; it keeps products far from overflow.
 constexpr std::int64_t kLargestSize = 4096;
@@ -50,11 +50,15 @@ std::string DivisorsOf(std::int64_t n, std::int64_t at_most) {
   return fmt::format("{} or {}", fmt::join(divisors, ", "), last);
 }
 
-std::int64_t DefaultEtp(const Layout& layout) { return layout.ep == 1 ? layout.tp : 1; }
+std::int64_t DefaultEtp(const Layout& layout) {
+  return layout.ep == 1 ? layout.tp : 1;
+}
 
 }  // namespace
 
-std::string_view ToText(Axis axis) { return kAxisNames.at(static_cast<std::size_t>(axis)); }
+std::string_view ToText(Axis axis) {
+  return kAxisNames.at(static_cast<std::size_t>(axis));
+}
 
 std::optional<Axis> AxisFromText(std::string_view text) {
   const auto* found = std::find(kAxisNames.begin(), kAxisNames.end(), text);
@@ -64,7 +68,9 @@ std::optional<Axis> AxisFromText(std::string_view text) {
   return static_cast<Axis>(found - kAxisNames.begin());
 }
 
-std::string_view ToText(MeshKind kind) { return kind == MeshKind::kDense ? "dense" : "expert"; }
+std::string_view ToText(MeshKind kind) {
+  return kind == MeshKind::kDense ? "dense" : "expert";
+}
 
 std::string ToText(const Layout& layout) {
   std::vector<std::string> parts;
@@ -72,7 +78,7 @@ std::string ToText(const Layout& layout) {
     const std::int64_t size = layout.*field.size;
     const bool is_etp = field.size == &Layout::etp;
     const bool is_tp = field.size == &Layout::tp;
-    const bool printed = is_etp   ? (layout.tp > 1 && layout.ep > 1) || size != DefaultEtp(layout)
+    const bool printed = is_etp  ? (layout.tp > 1 && layout.ep > 1) || size != DefaultEtp(layout)
                          : is_tp ? size != 1 || layout.etp != 1  // "dp2.tp1.etp2": etp is not tp
                                  : size != 1;
     if (printed && field.size != &Layout::local_batch) {
@@ -110,10 +116,11 @@ Layout ParseLayout(std::string_view text, const std::string& where) {
     const auto* field = std::find_if(kFields.begin(), kFields.end(),
                                      [&](const Field& f) { return f.prefix == prefix; });
     if (!good || (field == kFields.end() && prefix != "sp")) {
-      throw Error(where, fmt::format("\"{}\" in layout \"{}\" is not a part of a layout; parts are dpr, "
-                                     "dp, cp, tp, ep, etp and lb with a size, and sp0 or sp1, as in "
-                                     "dp2.tp2.ep4.etp1",
-                                     part, text));
+      throw Error(where,
+                  fmt::format("\"{}\" in layout \"{}\" is not a part of a layout; parts are dpr, "
+                              "dp, cp, tp, ep, etp and lb with a size, and sp0 or sp1, as in "
+                              "dp2.tp2.ep4.etp1",
+                              part, text));
     }
     if (std::find(seen.begin(), seen.end(), prefix) != seen.end()) {
       throw Error(where, fmt::format("layout \"{}\" gives {} twice", text, prefix));
@@ -121,7 +128,8 @@ Layout ParseLayout(std::string_view text, const std::string& where) {
     seen.push_back(prefix);
     if (prefix == "sp") {
       if (value > 1) {
-        throw Error(where, fmt::format("layout \"{}\": sp is {}; use sp0 (off) or sp1 (on)", text, value));
+        throw Error(where,
+                    fmt::format("layout \"{}\": sp is {}; use sp0 (off) or sp1 (on)", text, value));
       }
       layout.sp = value == 1;
     } else {
@@ -144,9 +152,10 @@ Layout ParseLayout(std::string_view text, const std::string& where) {
     throw Error(where, fmt::format("layout \"{}\" has more than {} ranks", text, kLargestSize));
   }
   if (layout.WorldSize() % (layout.ep * layout.etp) != 0) {
-    throw Error(where, fmt::format("layout \"{}\" does not fill its world: ep {} times etp {} does not "
-                                   "divide the {} ranks of dp * cp * tp",
-                                   text, layout.ep, layout.etp, layout.WorldSize()));
+    throw Error(where,
+                fmt::format("layout \"{}\" does not fill its world: ep {} times etp {} does not "
+                            "divide the {} ranks of dp * cp * tp",
+                            text, layout.ep, layout.etp, layout.WorldSize()));
   }
   return layout;
 }
@@ -160,14 +169,16 @@ std::string FindMisfit(const Model& model, const Layout& layout) {
   };
   const std::int64_t sequences = layout.dp_replicate * layout.dp_shard * layout.local_batch;
   const std::int64_t chunks = sequences * layout.cp * layout.tp;
-  for (const Rule& rule : {Rule{"ep", layout.ep, "experts", model.experts},
-                           Rule{"etp", layout.etp, "d_expert", model.d_expert},
-                           Rule{"tp", model.d_shared > 0 ? layout.tp : 1, "d_shared", model.d_shared},
-                           Rule{"dp * lb", sequences, "tokens", model.tokens},
-                           Rule{"dp * lb * cp * tp", chunks, "tokens", model.tokens}}) {
+  for (const Rule& rule :
+       {Rule{"ep", layout.ep, "experts", model.experts},
+        Rule{"etp", layout.etp, "d_expert", model.d_expert},
+        Rule{"tp", model.d_shared > 0 ? layout.tp : 1, "d_shared", model.d_shared},
+        Rule{"dp * lb", sequences, "tokens", model.tokens},
+        Rule{"dp * lb * cp * tp", chunks, "tokens", model.tokens}}) {
     if (rule.size > 1 && rule.divided % rule.size != 0) {
       return fmt::format("{} {} does not divide {} {}; use {}", rule.axis, rule.size, rule.key,
-                         rule.divided, DivisorsOf(rule.divided, std::max(kLeastListed, rule.size * 3 / 2)));
+                         rule.divided,
+                         DivisorsOf(rule.divided, std::max(kLeastListed, rule.size * 3 / 2)));
     }
   }
   return "";
@@ -181,7 +192,9 @@ std::int64_t Mesh::WorldSize() const {
   return world;
 }
 
-bool Mesh::Has(Axis axis) const { return std::find(axes.begin(), axes.end(), axis) != axes.end(); }
+bool Mesh::Has(Axis axis) const {
+  return std::find(axes.begin(), axes.end(), axis) != axes.end();
+}
 
 std::int64_t Mesh::SizeOf(Axis axis) const {
   const auto found = std::find(axes.begin(), axes.end(), axis);

@@ -36,7 +36,8 @@ struct Layout {
 
 // "dp2.tp2.ep4.etp1", axes of size 1 left out: dpr (dp_replicate), dp (dp_shard), cp, tp, ep, etp;
 // etp is printed when tp and ep are both over 1, and where it is not its default (tp when ep is 1,
-// else 1), and then with tp even when that is 1 ("dp2.tp1.etp2"). Then "sp0" for sequence parallelism off and "lb2" for a local batch of 2. One rank: "dp1".
+// else 1), and then with tp even when that is 1 ("dp2.tp1.etp2"). Then "sp0" for sequence
+// parallelism off and "lb2" for a local batch of 2. One rank: "dp1".
 std::string ToText(const Layout& layout);
 
 // The reverse. Throws Error(where, ...) for text that is no layout, or sizes that do not fill the
@@ -54,7 +55,7 @@ struct Mesh {
 
   std::int64_t WorldSize() const;
   bool Has(Axis axis) const;
-  std::int64_t SizeOf(Axis axis) const;  // 1 for an axis that the mesh lacks
+  std::int64_t SizeOf(Axis axis) const;                         // 1 for an axis that the mesh lacks
   std::int64_t Coordinate(std::int64_t rank, Axis axis) const;  // 0 for an axis that the mesh lacks
 
   // The ranks that differ from `rank` along `along` only, `rank` among them, in the order of their

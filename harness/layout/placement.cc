@@ -53,9 +53,12 @@ std::optional<Indices> NumbersOf(std::string_view text) {
 
 std::string ToText(const Placement& placement) {
   switch (placement.kind) {
-    case Placement::Kind::kReplicate: return "R";
-    case Placement::Kind::kPartial: return "P";
-    case Placement::Kind::kShard: return fmt::format("S({})", placement.dim);
+    case Placement::Kind::kReplicate:
+      return "R";
+    case Placement::Kind::kPartial:
+      return "P";
+    case Placement::Kind::kShard:
+      return fmt::format("S({})", placement.dim);
     case Placement::Kind::kStridedShard:
       return fmt::format("SS({},{})", placement.dim, placement.split);
   }
@@ -121,7 +124,8 @@ Slice SliceOf(const Shape& global_shape, const Mesh& mesh, const Placements& pla
       continue;
     }
     Indices& indices = slice.index.at(static_cast<std::size_t>(placement.dim));
-    indices = StridedChunkOf(indices, placement.split, mesh.SizeOf(axis), mesh.Coordinate(rank, axis));
+    indices =
+        StridedChunkOf(indices, placement.split, mesh.SizeOf(axis), mesh.Coordinate(rank, axis));
   }
   return slice;
 }

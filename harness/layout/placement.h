@@ -23,9 +23,15 @@ struct Placement {
   bool operator==(const Placement&) const = default;
 };
 
-inline Placement Replicate() { return {}; }
-inline Placement Shard(std::int64_t dim) { return {Placement::Kind::kShard, dim, 1}; }
-inline Placement Partial() { return {Placement::Kind::kPartial, 0, 1}; }
+inline Placement Replicate() {
+  return {};
+}
+inline Placement Shard(std::int64_t dim) {
+  return {Placement::Kind::kShard, dim, 1};
+}
+inline Placement Partial() {
+  return {Placement::Kind::kPartial, 0, 1};
+}
 inline Placement StridedShard(std::int64_t dim, std::int64_t split) {
   return {Placement::Kind::kStridedShard, dim, split};
 }
@@ -50,8 +56,9 @@ struct Slice {
 Slice WholeOf(const Shape& shape);
 
 // Applies the placements outermost axis first, as DTensor does: Shard cuts what is left of the
-// dimension into chunks of ceil(n / size), the last ones smaller or empty; StridedShard(dim, k) cuts
-// it into k parts and takes this rank's chunk of each (torch.distributed.tensor _StridedShard).
+// dimension into chunks of ceil(n / size), the last ones smaller or empty; StridedShard(dim, k)
+// cuts it into k parts and takes this rank's chunk of each (torch.distributed.tensor
+// _StridedShard).
 Slice SliceOf(const Shape& global_shape, const Mesh& mesh, const Placements& placements,
               std::int64_t rank);
 

@@ -42,11 +42,13 @@ std::vector<Axis> TpAnd(std::vector<Axis> axes) {
 void AddActivations(const Model& model, const Layout& layout, const Program& program,
                     ContractBuilder& builder) {
   const bool inside = program.tp_backward == TpBackward::kSumInside;
-  Placements rows = {{Axis::kDpReplicate, Shard(0)}, {Axis::kDpShard, Shard(0)}, {Axis::kCp, Shard(0)}};
+  Placements rows = {
+      {Axis::kDpReplicate, Shard(0)}, {Axis::kDpShard, Shard(0)}, {Axis::kCp, Shard(0)}};
   if (layout.sp) {
     rows[Axis::kTp] = Shard(0);
   }
-  builder.Add({.name = "y_TD", .shape = ShapeOf("y_TD", model), .placements = rows, .owed = {Axis::kTp}});
+  builder.Add(
+      {.name = "y_TD", .shape = ShapeOf("y_TD", model), .placements = rows, .owed = {Axis::kTp}});
   ContractTensor d_x{.name = "d_x_TD", .shape = ShapeOf("d_x_TD", model), .placements = rows};
   (inside ? d_x.settled : d_x.owed) = {Axis::kTp};
   builder.Add(d_x);
@@ -60,8 +62,8 @@ void AddActivations(const Model& model, const Layout& layout, const Program& pro
   ContractTensor d_routed{.name = "d_routed_TD", .result = false};
   (hidden_sharded ? d_routed.settled : d_routed.owed) = {Axis::kTp};
   builder.Add(d_routed);
-  // The score's gradient <d_routed, x> is whole once d_routed_ND is summed; <d_y, expert output> is a
-  // share while the expert output is partial; and with etp 1 each rank has its own tokens' only.
+  // The score's gradient <d_routed, x> is whole once d_routed_ND is summed; <d_y, expert output> is
+  // a share while the expert output is partial; and with etp 1 each rank has its own tokens' only.
   ContractTensor d_logits{.name = "d_logits_TE", .result = false};
   const bool whole = hidden_sharded && model.score_placement == ScorePlacement::kBeforeExperts;
   (whole ? d_logits.settled : d_logits.owed) = {Axis::kTp};
@@ -150,9 +152,10 @@ StepContract MakeContract(const Model& model, const Layout& layout, const Progra
 
 std::string FindUnsupported(const Layout& layout) {
   if (layout.etp != 1 && layout.etp != layout.tp) {
-    return fmt::format("etp {} with tp {}: the built-in step runs etp 1 and etp equal to tp; dumps of "
-                       "such a layout can be judged with `moegate check`",
-                       layout.etp, layout.tp);
+    return fmt::format(
+        "etp {} with tp {}: the built-in step runs etp 1 and etp equal to tp; dumps of "
+        "such a layout can be judged with `moegate check`",
+        layout.etp, layout.tp);
   }
   return "";
 }

@@ -1,5 +1,5 @@
-// What a correct step owes under a layout: how each tensor lies on its mesh when the step is over, and
-// which sums over which axes must have happened on the way. The names of those sums, such as
+// What a correct step owes under a layout: how each tensor lies on its mesh when the step is over,
+// and which sums over which axes must have happened on the way. The names of those sums, such as
 // d_gate_ED@tp, are the vocabulary of faults, call logs, diagnoses and verdicts.
 #pragma once
 
@@ -23,10 +23,11 @@ struct Reduction {
 
 std::string ToText(const Reduction& reduction);
 
-// Where the backward pass carries out the sums over tp. The gradients are the same; the sums that are
-// owed, and so the bugs one can have, are not.
+// Where the backward pass carries out the sums over tp. The gradients are the same; the sums that
+// are owed, and so the bugs one can have, are not.
 enum class TpBackward {
-  // Everything stays partial up to the layer's boundary, which sums d_x_TD once; the gate's gradient
+  // Everything stays partial up to the layer's boundary, which sums d_x_TD once; the gate's
+  // gradient
   // is summed at the end. torchtitan since #2416.
   kSumAtBoundary,
   // The routed input's gradient is summed as soon as the experts are done (torchtitan #1878), the
@@ -51,13 +52,13 @@ struct Program {
 
 struct ContractTensor {
   std::string name;
-  Shape shape;               // global; empty for tensors that live inside the step only
+  Shape shape;  // global; empty for tensors that live inside the step only
   MeshKind mesh = MeshKind::kDense;
-  Placements placements;     // when the step is over
-  bool result = true;        // false: an intermediate, which no dump holds
-  std::vector<Axis> owed;    // sums that must happen, in the order in which they do
-  std::vector<Axis> settled; // axes of size > 1 on which the value is whole already: no sum is owed,
-                             // and one that happens all the same doubles it
+  Placements placements;      // when the step is over
+  bool result = true;         // false: an intermediate, which no dump holds
+  std::vector<Axis> owed;     // sums that must happen, in the order in which they do
+  std::vector<Axis> settled;  // axes of size > 1 on which the value is whole already: no sum is
+                              // owed, and one that happens all the same doubles it
 };
 
 struct StepContract {
@@ -65,17 +66,17 @@ struct StepContract {
   std::vector<ContractTensor> tensors;
 
   const ContractTensor* Find(std::string_view tensor) const;  // nullptr when there is none
-  std::vector<Reduction> Owed() const;     // all of them
+  std::vector<Reduction> Owed() const;                        // all of them
   std::vector<Reduction> Settled() const;
   bool Owes(const Reduction& reduction) const;
 };
 
-// The contract of the built-in step. Axes of size 1 owe nothing and do not appear in owed or settled.
-// Placements list every axis of the tensor's mesh that is larger than 1.
+// The contract of the built-in step. Axes of size 1 owe nothing and do not appear in owed or
+// settled. Placements list every axis of the tensor's mesh that is larger than 1.
 StepContract MakeContract(const Model& model, const Layout& layout, const Program& program);
 
-// Why the built-in step cannot run this layout though it is a valid one ("etp 2 with tp 4 ..."); empty
-// when it can.
+// Why the built-in step cannot run this layout though it is a valid one ("etp 2 with tp 4 ...");
+// empty when it can.
 std::string FindUnsupported(const Layout& layout);
 
 }  // namespace moe

@@ -12,7 +12,8 @@ namespace {
 
 class C10dGroup : public Group {
  public:
-  C10dGroup(c10::intrusive_ptr<c10d::Backend> backend, std::vector<std::int64_t> ranks, at::Device device)
+  C10dGroup(c10::intrusive_ptr<c10d::Backend> backend, std::vector<std::int64_t> ranks,
+            at::Device device)
       : backend_(std::move(backend)), ranks_(std::move(ranks)), device_(device) {}
 
   std::int64_t rank() const override { return backend_->getRank(); }
@@ -67,21 +68,24 @@ class C10dGroup : public Group {
     return target.cpu();
   }
 
-  // Gloo given 4 elements on one rank and 3 on another returns wrong sums on one and hangs on the other, so
-  // the ranks first tell one another what they came for.
+  // Gloo given 4 elements on one rank and 3 on another returns wrong sums on one and hangs on the
+  // other, so the ranks first tell one another what they came for.
   void Agree(const std::string& operation, const at::Tensor& input, bool same_shape) {
     const auto code = static_cast<std::int64_t>(std::hash<std::string>{}(operation));
-    const at::Tensor mine = at::tensor({calls_++, code, static_cast<std::int64_t>(input.scalar_type()),
-                                        same_shape ? input.numel() : 0, same_shape ? input.size(0) : 0},
-                                       at::kLong);
+    const at::Tensor mine =
+        at::tensor({calls_++, code, static_cast<std::int64_t>(input.scalar_type()),
+                    same_shape ? input.numel() : 0, same_shape ? input.size(0) : 0},
+                   at::kLong);
     const at::Tensor all = Gather(mine).view({size(), -1});
     for (std::int64_t other = 0; other < size(); ++other) {
       if (!all[other].equal(mine)) {
-        throw Error("", fmt::format("rank {} came to {} with {} elements, rank {} to another call, dtype or "
-                                    "shape ({} elements, {} calls before)",
-                                    ranks_[static_cast<std::size_t>(rank())], operation, input.numel(),
-                                    ranks_[static_cast<std::size_t>(other)],
-                                    all[other][3].item<std::int64_t>(), all[other][0].item<std::int64_t>()));
+        throw Error(
+            "",
+            fmt::format("rank {} came to {} with {} elements, rank {} to another call, dtype or "
+                        "shape ({} elements, {} calls before)",
+                        ranks_[static_cast<std::size_t>(rank())], operation, input.numel(),
+                        ranks_[static_cast<std::size_t>(other)], all[other][3].item<std::int64_t>(),
+                        all[other][0].item<std::int64_t>()));
       }
     }
   }
@@ -100,8 +104,8 @@ std::unique_ptr<Group> WrapBackend(c10::intrusive_ptr<c10d::Backend> backend,
 }
 
 std::unique_ptr<Group> OpenGlooGroup(const std::vector<std::int64_t>& ranks, std::int64_t rank,
-                                     const c10::intrusive_ptr<c10d::Store>& store, bool on_one_machine,
-                                     std::chrono::milliseconds deadline) {
+                                     const c10::intrusive_ptr<c10d::Store>& store,
+                                     bool on_one_machine, std::chrono::milliseconds deadline) {
   const auto place = std::find(ranks.begin(), ranks.end(), rank) - ranks.begin();
   auto options = c10d::ProcessGroupGloo::Options::create();
   options->timeout = deadline;
@@ -117,7 +121,7 @@ std::unique_ptr<Group> OpenGlooGroup(const std::vector<std::int64_t>& ranks, std
     options->devices.push_back(Gloo::createDefaultDevice());
   }
   return WrapBackend(c10::make_intrusive<Gloo>(store, static_cast<int>(place),
-                                                                static_cast<int>(ranks.size()), options),
+                                               static_cast<int>(ranks.size()), options),
                      ranks, at::kCPU);
 }
 

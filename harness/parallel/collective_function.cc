@@ -37,6 +37,8 @@ at::Tensor WithBackward(const at::Tensor& input, const TensorMap& forward, Tenso
   return CollectiveFunction::apply(input, forward, std::move(backward));
 }
 
-at::Tensor Identity(const at::Tensor& input) { return input; }
+at::Tensor Identity(const at::Tensor& input) {
+  return input;
+}
 
 }  // namespace moe::parallel

@@ -1,5 +1,6 @@
-// A step of the forward pass whose backward is stated beside it. LibTorch's own functional collectives
-// give wrong or undefined gradients from C++, so every collective of the step is written with this.
+// A step of the forward pass whose backward is stated beside it. LibTorch's own functional
+// collectives give wrong or undefined gradients from C++, so every collective of the step is
+// written with this.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -10,8 +11,8 @@ namespace moe::parallel {
 
 using TensorMap = std::function<at::Tensor(const at::Tensor&)>;
 
-// forward(input), differentiable: the gradient of the input is backward(gradient of the output), called
-// with a contiguous tensor. Both run outside the autograd graph.
+// forward(input), differentiable: the gradient of the input is backward(gradient of the output),
+// called with a contiguous tensor. Both run outside the autograd graph.
 at::Tensor WithBackward(const at::Tensor& input, const TensorMap& forward, TensorMap backward);
 
 // Either half may be this.

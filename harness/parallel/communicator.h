@@ -1,5 +1,5 @@
-// The collectives of the step on one rank, each sum by its name in the contract. Faults are planted by a
-// decorator around this interface (faulty_communicator.h), so the step itself knows of none.
+// The collectives of the step on one rank, each sum by its name in the contract. Faults are planted
+// by a decorator around this interface (faulty_communicator.h), so the step itself knows of none.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -46,21 +46,24 @@ class Communicator {
 };
 
 // Opens the group of the world ranks `ranks`, of which this rank is one.
-using GroupFactory =
-    std::function<std::unique_ptr<Group>(const std::vector<std::int64_t>& ranks, const std::string& name)>;
+using GroupFactory = std::function<std::unique_ptr<Group>(const std::vector<std::int64_t>& ranks,
+                                                          const std::string& name)>;
 
-// The communicator of a mesh: one group per axis of size over 1, opened in the same order on all ranks.
+// The communicator of a mesh: one group per axis of size over 1, opened in the same order on all
+// ranks.
 class MeshCommunicator : public Communicator {
  public:
   MeshCommunicator(const StepContract& contract, std::int64_t rank, const GroupFactory& open);
 
   std::int64_t rank() const override { return rank_; }
   const StepContract& contract() const override { return contract_; }
-  at::Tensor AllReduceSum(const Reduction& reduction, const at::Tensor& input, double divisor) override;
+  at::Tensor AllReduceSum(const Reduction& reduction, const at::Tensor& input,
+                          double divisor) override;
   at::Tensor ReduceScatterSum(const Reduction& reduction, const at::Tensor& input) override;
   at::Tensor Settled(const Reduction& reduction, const at::Tensor& input) override;
   at::Tensor AllGather(Axis axis, const at::Tensor& input) override;
-  at::Tensor AllToAll(Axis axis, const at::Tensor& input, const std::vector<std::int64_t>& send_rows,
+  at::Tensor AllToAll(Axis axis, const at::Tensor& input,
+                      const std::vector<std::int64_t>& send_rows,
                       const std::vector<std::int64_t>& receive_rows) override;
 
   // The sums this rank took part in, in order: "y_TD@tp".

@@ -61,13 +61,16 @@ Dispatched Dispatch(Communicator& comm, const at::Tensor& rows_nD,
     expert_of_row.insert(expert_of_row.end(), static_cast<std::size_t>(received_counts[i]),
                          static_cast<std::int64_t>(expert));
   }
-  sent.to_expert_order = at::argsort(at::tensor(expert_of_row, at::kLong), /*stable=*/true, /*dim=*/0,
-                                     /*descending=*/false);
+  sent.to_expert_order =
+      at::argsort(at::tensor(expert_of_row, at::kLong), /*stable=*/true, /*dim=*/0,
+                  /*descending=*/false);
   sent.to_rank_order = at::argsort(sent.to_expert_order, /*stable=*/true, /*dim=*/0,
                                    /*descending=*/false);
   const at::Tensor arrived = WithBackward(
       rows_nD,
-      [&](const at::Tensor& rows) { return comm.AllToAll(Axis::kEp, rows, sent.sent, sent.received); },
+      [&](const at::Tensor& rows) {
+        return comm.AllToAll(Axis::kEp, rows, sent.sent, sent.received);
+      },
       [&comm, out = sent.received, in = sent.sent](const at::Tensor& d_rows) {
         return comm.AllToAll(Axis::kEp, d_rows, out, in);
       });
@@ -81,7 +84,9 @@ at::Tensor Combine(Communicator& comm, const at::Tensor& outputs_nD, const Dispa
   }
   return WithBackward(
       outputs_nD.index_select(0, sent.to_rank_order),
-      [&](const at::Tensor& rows) { return comm.AllToAll(Axis::kEp, rows, sent.received, sent.sent); },
+      [&](const at::Tensor& rows) {
+        return comm.AllToAll(Axis::kEp, rows, sent.received, sent.sent);
+      },
       [&comm, out = sent.sent, in = sent.received](const at::Tensor& d_rows) {
         return comm.AllToAll(Axis::kEp, d_rows, out, in);
       });
@@ -91,7 +96,8 @@ at::Tensor ScaleRows(const at::Tensor& rows_nD, const at::Tensor& scale_n) {
   return (rows_nD.to(scale_n.scalar_type()) * scale_n.unsqueeze(1)).to(rows_nD.scalar_type());
 }
 
-at::Tensor SumSlots(const at::Tensor& slots_TKD, const at::Tensor& topk_score_TK, ScorePlacement placement) {
+at::Tensor SumSlots(const at::Tensor& slots_TKD, const at::Tensor& topk_score_TK,
+                    ScorePlacement placement) {
   at::Tensor slots = slots_TKD.to(topk_score_TK.scalar_type());
   if (placement == ScorePlacement::kAfterExperts) {
     slots = slots * topk_score_TK.unsqueeze(2);

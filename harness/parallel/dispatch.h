@@ -26,8 +26,8 @@ struct Dispatched {
   std::vector<std::int64_t> rows_per_expert;  // of this rank's experts
   std::vector<std::int64_t> sent;             // rows to each ep rank
   std::vector<std::int64_t> received;         // rows from each ep rank
-  at::Tensor to_expert_order;                 // [n] row order, from source rank first to expert first
-  at::Tensor to_rank_order;                   // [n] the reverse
+  at::Tensor to_expert_order;  // [n] row order, from source rank first to expert first
+  at::Tensor to_rank_order;    // [n] the reverse
 };
 
 // Sends rows, ordered by expert, over ep; backward sends the gradients the same way back.
@@ -38,8 +38,9 @@ at::Tensor Combine(Communicator& comm, const at::Tensor& outputs_nD, const Dispa
 // rows[i] * scale[i], multiplied in the scale's dtype and rounded once to that of the rows.
 at::Tensor ScaleRows(const at::Tensor& rows_nD, const at::Tensor& scale_n);
 
-// Sum over a token's K slots, weighted unless the score was applied before the experts; in the scores' dtype,
-// rounded once.
-at::Tensor SumSlots(const at::Tensor& slots_TKD, const at::Tensor& topk_score_TK, ScorePlacement placement);
+// Sum over a token's K slots, weighted unless the score was applied before the experts; in the
+// scores' dtype, rounded once.
+at::Tensor SumSlots(const at::Tensor& slots_TKD, const at::Tensor& topk_score_TK,
+                    ScorePlacement placement);
 
 }  // namespace moe::parallel

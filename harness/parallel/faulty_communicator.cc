@@ -8,7 +8,8 @@ at::Tensor FaultyCommunicator::AllReduceSum(const Reduction& reduction, const at
                                        : right_.AllReduceSum(reduction, input, divisor);
 }
 
-at::Tensor FaultyCommunicator::ReduceScatterSum(const Reduction& reduction, const at::Tensor& input) {
+at::Tensor FaultyCommunicator::ReduceScatterSum(const Reduction& reduction,
+                                                const at::Tensor& input) {
   return reduction == fault_.reduction
              ? OwnRows(reduction.axis, FaultySum(reduction, input, /*divisor=*/1.0))
              : right_.ReduceScatterSum(reduction, input);
@@ -33,7 +34,8 @@ at::Tensor FaultyCommunicator::FaultySum(const Reduction& reduction, const at::T
     case Fault::Kind::kWrongGroup:
       return right_.AllReduceSum({reduction.tensor, fault_.wrong_axis}, input, divisor);
     case Fault::Kind::kSkipRank:
-      return right_.AllReduceSum(reduction, rank() == fault_.rank ? at::zeros_like(input) : input, divisor);
+      return right_.AllReduceSum(reduction, rank() == fault_.rank ? at::zeros_like(input) : input,
+                                 divisor);
   }
   return input;
 }

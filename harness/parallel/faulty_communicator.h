@@ -13,13 +13,15 @@ class FaultyCommunicator : public Communicator {
 
   std::int64_t rank() const override { return right_.rank(); }
   const StepContract& contract() const override { return right_.contract(); }
-  at::Tensor AllReduceSum(const Reduction& reduction, const at::Tensor& input, double divisor) override;
+  at::Tensor AllReduceSum(const Reduction& reduction, const at::Tensor& input,
+                          double divisor) override;
   at::Tensor ReduceScatterSum(const Reduction& reduction, const at::Tensor& input) override;
   at::Tensor Settled(const Reduction& reduction, const at::Tensor& input) override;
   at::Tensor AllGather(Axis axis, const at::Tensor& input) override {
     return right_.AllGather(axis, input);
   }
-  at::Tensor AllToAll(Axis axis, const at::Tensor& input, const std::vector<std::int64_t>& send_rows,
+  at::Tensor AllToAll(Axis axis, const at::Tensor& input,
+                      const std::vector<std::int64_t>& send_rows,
                       const std::vector<std::int64_t>& receive_rows) override {
     return right_.AllToAll(axis, input, send_rows, receive_rows);
   }

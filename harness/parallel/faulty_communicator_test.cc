@@ -7,7 +7,8 @@
 namespace moe::parallel {
 namespace {
 
-// One rank of a tp of 2 whose peer always brings ones; over any other axis the peer brings hundreds.
+// One rank of a tp of 2 whose peer always brings ones; over any other axis the peer brings
+// hundreds.
 class FakeCommunicator : public Communicator {
  public:
   FakeCommunicator() {
@@ -16,15 +17,19 @@ class FakeCommunicator : public Communicator {
   }
   std::int64_t rank() const override { return 0; }
   const StepContract& contract() const override { return contract_; }
-  at::Tensor AllReduceSum(const Reduction& reduction, const at::Tensor& input, double divisor) override {
+  at::Tensor AllReduceSum(const Reduction& reduction, const at::Tensor& input,
+                          double divisor) override {
     return (input + (reduction.axis == Axis::kTp ? 1.0 : 100.0)) / divisor;
   }
   at::Tensor ReduceScatterSum(const Reduction& reduction, const at::Tensor& input) override {
     return OwnRows(reduction.axis, AllReduceSum(reduction, input, 1.0));
   }
-  at::Tensor Settled(const Reduction& /*reduction*/, const at::Tensor& input) override { return input; }
+  at::Tensor Settled(const Reduction& /*reduction*/, const at::Tensor& input) override {
+    return input;
+  }
   at::Tensor AllGather(Axis /*axis*/, const at::Tensor& input) override { return input; }
-  at::Tensor AllToAll(Axis /*axis*/, const at::Tensor& input, const std::vector<std::int64_t>& /*send*/,
+  at::Tensor AllToAll(Axis /*axis*/, const at::Tensor& input,
+                      const std::vector<std::int64_t>& /*send*/,
                       const std::vector<std::int64_t>& /*receive*/) override {
     return input;
   }
@@ -55,8 +60,10 @@ TEST(FaultyCommunicator, MeanDividesByTheRanks) {
 }
 
 TEST(FaultyCommunicator, WrongGroupSumsOverTheOtherAxis) {
-  EXPECT_EQ(SumUnder({.kind = Fault::Kind::kWrongGroup, .reduction = kGate, .wrong_axis = Axis::kDpShard}),
-            105.0);
+  EXPECT_EQ(
+      SumUnder(
+          {.kind = Fault::Kind::kWrongGroup, .reduction = kGate, .wrong_axis = Axis::kDpShard}),
+      105.0);
 }
 
 TEST(FaultyCommunicator, SkipRankSendsZerosFromThatRankOnly) {
@@ -77,7 +84,8 @@ TEST(FaultyCommunicator, RepeatSumsWhereNoSumIsOwed) {
 TEST(FaultyCommunicator, DroppedReduceScatterKeepsTheOwnRowsOfTheShare) {
   FakeCommunicator right;
   FaultyCommunicator faulty(right, {.kind = Fault::Kind::kDrop, .reduction = kGate});
-  EXPECT_TRUE(faulty.ReduceScatterSum(kGate, at::arange(4, at::kDouble)).equal(at::tensor({0.0, 1.0}, at::kDouble)));
+  EXPECT_TRUE(faulty.ReduceScatterSum(kGate, at::arange(4, at::kDouble))
+                  .equal(at::tensor({0.0, 1.0}, at::kDouble)));
 }
 
 }  // namespace

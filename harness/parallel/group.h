@@ -1,5 +1,5 @@
-// The collectives of one group of ranks, as one of its ranks sees them. Threads, Gloo and NCCL stand
-// behind this one interface.
+// The collectives of one group of ranks, as one of its ranks sees them. Threads, Gloo and NCCL
+// stand behind this one interface.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -10,9 +10,9 @@
 
 namespace moe::parallel {
 
-// Every call blocks until it is done; all tensors are contiguous and outside the autograd graph. Ranks of
-// the group must make the same calls in the same order; a mismatch of operation, shape or dtype, a rank
-// that failed, and a wait past the deadline throw Error on every rank of the group.
+// Every call blocks until it is done; all tensors are contiguous and outside the autograd graph.
+// Ranks of the group must make the same calls in the same order; a mismatch of operation, shape or
+// dtype, a rank that failed, and a wait past the deadline throw Error on every rank of the group.
 class Group {
  public:
   virtual ~Group() = default;

@@ -11,12 +11,13 @@
 namespace moe::parallel {
 namespace {
 
-at::Tensor SwiGlu(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w3, const at::Tensor& w2) {
+at::Tensor SwiGlu(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w3,
+                  const at::Tensor& w2) {
   return at::mm(at::silu(at::mm(x, w1.t())) * at::mm(x, w3.t()), w2.t());
 }
 
-// One rank's forward pass. Shapes: lower-case letters are this rank's share; x_TD holds the tokens of the
-// rank's data-parallel share, whole over tp.
+// One rank's forward pass. Shapes: lower-case letters are this rank's share; x_TD holds the tokens
+// of the rank's data-parallel share, whole over tp.
 class RankStep {
  public:
   RankStep(const StepRequest& request, Communicator& comm)
@@ -82,7 +83,8 @@ void RankStep::ReadInputs() {
   }
 }
 
-// Rows as gathered over tp, [tp][local batch][chunk], to the order of the sequences, [local batch][tp][chunk].
+// Rows as gathered over tp, [tp][local batch][chunk], to the order of the sequences, [local
+// batch][tp][chunk].
 at::Tensor RankStep::SequenceMajor(const at::Tensor& rank_major) const {
   const std::int64_t chunk = rank_major.size(0) / (layout_.tp * layout_.local_batch);
   return rank_major.view({layout_.tp, layout_.local_batch, chunk, -1})
@@ -97,8 +99,8 @@ at::Tensor RankStep::RankMajor(const at::Tensor& sequence_major) const {
       .reshape({sequence_major.size(0), -1});
 }
 
-// From how the layer's input lies (sharded over tp under sequence parallelism, else replicated) to all
-// tokens on every tp rank.
+// From how the layer's input lies (sharded over tp under sequence parallelism, else replicated) to
+// all tokens on every tp rank.
 at::Tensor RankStep::Enter(const at::Tensor& x) {
   if (!HasTp()) {
     return x;
@@ -125,13 +127,16 @@ at::Tensor RankStep::Leave(const at::Tensor& y_TD) {
   if (layout_.sp) {
     return WithBackward(
         y_TD, [&](const at::Tensor& part) { return comm_.ReduceScatterSum(y, RankMajor(part)); },
-        [this](const at::Tensor& d_own) { return SequenceMajor(comm_.AllGather(Axis::kTp, d_own)); });
+        [this](const at::Tensor& d_own) {
+          return SequenceMajor(comm_.AllGather(Axis::kTp, d_own));
+        });
   }
-  return WithBackward(y_TD, [&](const at::Tensor& part) { return comm_.AllReduceSum(y, part); }, Identity);
+  return WithBackward(
+      y_TD, [&](const at::Tensor& part) { return comm_.AllReduceSum(y, part); }, Identity);
 }
 
-// Where a branch of the layer starts from the shared input. Programs that sum inside sum the branch's input
-// gradient here; the others leave it partial up to Enter.
+// Where a branch of the layer starts from the shared input. Programs that sum inside sum the
+// branch's input gradient here; the others leave it partial up to Enter.
 at::Tensor RankStep::EnterBranch(const at::Tensor& x_TD, const std::string& gradient) {
   if (!HasTp() || !inside_) {
     return x_TD;
@@ -141,14 +146,15 @@ at::Tensor RankStep::EnterBranch(const at::Tensor& x_TD, const std::string& grad
   });
 }
 
-at::Tensor RankStep::Experts(const at::Tensor& rows_nD, const std::vector<std::int64_t>& rows_per_expert) {
+at::Tensor RankStep::Experts(const at::Tensor& rows_nD,
+                             const std::vector<std::int64_t>& rows_per_expert) {
   std::vector<at::Tensor> outputs;
   std::int64_t first = 0;
   for (std::size_t e = 0; e < rows_per_expert.size(); ++e) {
     const auto expert = static_cast<std::int64_t>(e);
     const at::Tensor rows = rows_nD.narrow(0, first, rows_per_expert[e]);
-    outputs.push_back(SwiGlu(rows, Leaf("w1_EFD").select(0, expert), Leaf("w3_EFD").select(0, expert),
-                             Leaf("w2_EDF").select(0, expert)));
+    outputs.push_back(SwiGlu(rows, Leaf("w1_EFD").select(0, expert),
+                             Leaf("w3_EFD").select(0, expert), Leaf("w2_EDF").select(0, expert)));
     first += rows_per_expert[e];
   }
   return at::cat(outputs, 0);
@@ -175,7 +181,8 @@ at::Tensor RankStep::RoutedExperts(const at::Tensor& x_TD) {
   const std::int64_t mine = SplitsTokensOverTp() ? all / layout_.tp : all;
   const std::int64_t first = SplitsTokensOverTp() ? comm_.Coordinate(Axis::kTp) * mine : 0;
   if (SplitsTokensOverTp()) {
-    // torchtitan's manual slice of the flattened tokens: backward pads with zeros, no communication.
+    // torchtitan's manual slice of the flattened tokens: backward pads with zeros, no
+    // communication.
     routed_x_TD = routed_x_TD.narrow(0, first, mine);
     choice.topk_expert_TK = choice.topk_expert_TK.narrow(0, first, mine);
     choice.topk_score_TK = choice.topk_score_TK.narrow(0, first, mine);
@@ -210,7 +217,8 @@ at::Tensor RankStep::SharedExperts(const at::Tensor& x_TD) {
     return y_TD;
   }
   const auto dtype = ScoreType(y_TD.scalar_type());
-  const at::Tensor gate_T = at::mv(shared_x_TD.to(dtype), Leaf("shared_gate_D").to(dtype)).sigmoid();
+  const at::Tensor gate_T =
+      at::mv(shared_x_TD.to(dtype), Leaf("shared_gate_D").to(dtype)).sigmoid();
   return ScaleRows(y_TD, gate_T);
 }
 
@@ -230,8 +238,8 @@ at::Tensor RankStep::FinishParameter(const ContractTensor& tensor, at::Tensor gr
   }
   double divisor = AveragesOverDp() ? DataParallelRanks() : 1.0;
   for (const Axis axis : tensor.owed) {
-    // Averaging: an expert's gradient has its batch sums behind it except edp, but is divided by all
-    // data-parallel ranks (torchtitan #1551); a dense one is divided axis by axis.
+    // Averaging: an expert's gradient has its batch sums behind it except edp, but is divided by
+    // all data-parallel ranks (torchtitan #1551); a dense one is divided axis by axis.
     const bool batch_axis = axis != Axis::kTp;
     const double share = !AveragesOverDp() || !batch_axis ? 1.0
                          : axis == Axis::kEdp             ? divisor

@@ -21,8 +21,8 @@ class LibTorchNccl : public NcclModule {
     auto options = c10d::ProcessGroupNCCL::Options::create();
     options->timeout = deadline;
     const auto place = std::find(ranks.begin(), ranks.end(), rank) - ranks.begin();
-    auto backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(store, static_cast<int>(place),
-                                                               static_cast<int>(ranks.size()), options);
+    auto backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(
+        store, static_cast<int>(place), static_cast<int>(ranks.size()), options);
     // Without it the backend guesses the device from the rank within the group.
     backend->setBoundDeviceId(device);
     return WrapBackend(backend, ranks, device);

@@ -25,8 +25,9 @@ std::filesystem::path ModulePath() {
 Loaded Load() {
   const std::filesystem::path path = ModulePath();
   if (!std::filesystem::exists(path)) {
-    return {nullptr, "NCCL was not built in: no nccl.h and cuda_runtime_api.h were found; run "
-                     "tools/setup.sh --nccl"};
+    return {nullptr,
+            "NCCL was not built in: no nccl.h and cuda_runtime_api.h were found; run "
+            "tools/setup.sh --nccl"};
   }
   void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
@@ -63,7 +64,8 @@ std::string FindNcclObstacle(std::int64_t ranks) {
 }
 
 std::unique_ptr<Group> OpenNcclGroup(const std::vector<std::int64_t>& ranks, std::int64_t rank,
-                                     std::int64_t local_rank, const c10::intrusive_ptr<c10d::Store>& store,
+                                     std::int64_t local_rank,
+                                     const c10::intrusive_ptr<c10d::Store>& store,
                                      std::chrono::milliseconds deadline) {
   if (TheModule().module == nullptr) {
     throw Error("nccl", TheModule().obstacle);

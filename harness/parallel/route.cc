@@ -16,13 +16,15 @@ at::Tensor LimitToGroups(const Model& model, const at::Tensor& scores_TE) {
       std::get<0>(grouped.topk(std::min<std::int64_t>(2, per_group), /*dim=*/2)).sum(2);
   const at::Tensor best = std::get<1>(group_scores.topk(model.limited_groups, /*dim=*/1));
   const at::Tensor kept = at::zeros_like(group_scores, at::kBool).scatter_(1, best, true);
-  return grouped.masked_fill(kept.unsqueeze(2).logical_not(), -std::numeric_limits<double>::infinity())
+  return grouped
+      .masked_fill(kept.unsqueeze(2).logical_not(), -std::numeric_limits<double>::infinity())
       .view_as(scores_TE);
 }
 
 }  // namespace
 
-at::Tensor Logits(const at::Tensor& x_TD, const at::Tensor& gate_ED, const at::Tensor& gate_bias_E) {
+at::Tensor Logits(const at::Tensor& x_TD, const at::Tensor& gate_ED,
+                  const at::Tensor& gate_bias_E) {
   const auto dtype = ScoreType(x_TD.scalar_type());
   const at::Tensor logits = at::mm(x_TD.to(dtype), gate_ED.to(dtype).t());
   return gate_bias_E.defined() ? logits + gate_bias_E.to(dtype) : logits;
@@ -44,7 +46,8 @@ Choice Route(const Model& model, const at::Tensor& logits_TE, const at::Tensor& 
   choice.topk_expert_TK = std::get<1>(selection_TE.topk(model.top_k, /*dim=*/1));
   choice.topk_score_TK = scores_TE.gather(1, choice.topk_expert_TK);
   if (model.route_norm) {
-    choice.topk_score_TK = choice.topk_score_TK / (choice.topk_score_TK.sum(1, /*keepdim=*/true) + 1e-20);
+    choice.topk_score_TK =
+        choice.topk_score_TK / (choice.topk_score_TK.sum(1, /*keepdim=*/true) + 1e-20);
   }
   if (model.route_scale != 1.0) {
     choice.topk_score_TK = choice.topk_score_TK * model.route_scale;

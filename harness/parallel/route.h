@@ -1,5 +1,5 @@
-// The router on one rank: logits, scores, choice, combine weights. Written a second time on purpose; the
-// reference has its own.
+// The router on one rank: logits, scores, choice, combine weights. Written a second time on
+// purpose; the reference has its own.
 #pragma once
 
 #include <ATen/ATen.h>

@@ -46,12 +46,14 @@ auto AsRank(const Rendezvous& rendezvous, const Body& body) {
   try {
     return body();
   } catch (const std::exception& error) {
-    throw Error(fmt::format("rank {} of {}", rendezvous.rank, rendezvous.world_size),
-                fmt::format("stopped, since a rank did not come or went away: {}", FirstLine(error)));
+    throw Error(
+        fmt::format("rank {} of {}", rendezvous.rank, rendezvous.world_size),
+        fmt::format("stopped, since a rank did not come or went away: {}", FirstLine(error)));
   }
 }
 
-// The groups of a process: one backend instance per mesh axis, each with a part of the store to itself.
+// The groups of a process: one backend instance per mesh axis, each with a part of the store to
+// itself.
 class ProcessGroups {
  public:
   ProcessGroups(const Rendezvous& rendezvous, std::chrono::milliseconds deadline)
@@ -108,8 +110,8 @@ class LibTorchPlugin : public StepPlugin {
       try {
         at::set_num_threads(1);
         at::AutoGradMode grad(true);
-        outputs[static_cast<std::size_t>(rank)] =
-            RunOnRank(request, rank, [&](const std::vector<std::int64_t>& ranks, const std::string&) {
+        outputs[static_cast<std::size_t>(rank)] = RunOnRank(
+            request, rank, [&](const std::vector<std::int64_t>& ranks, const std::string&) {
               return world.Join(ranks, rank);
             });
       } catch (const std::exception& error) {
@@ -160,12 +162,15 @@ class LibTorchPlugin : public StepPlugin {
       return fmt::format("moegate/{}/{}/{}", run, rank, what);
     };
     for (std::size_t run = 0; run < requests.size(); ++run) {
-      RankOutput mine = RunOnRank(requests[run], rendezvous.rank, groups.FactoryFor(std::to_string(run)));
+      RankOutput mine =
+          RunOnRank(requests[run], rendezvous.rank, groups.FactoryFor(std::to_string(run)));
       if (rendezvous.rank != 0) {
         const auto* bytes = reinterpret_cast<const std::uint8_t*>(mine.tensors.data());
-        store.set(key(run, rendezvous.rank, "tensors"), std::vector<std::uint8_t>(bytes, bytes + mine.tensors.size()));
+        store.set(key(run, rendezvous.rank, "tensors"),
+                  std::vector<std::uint8_t>(bytes, bytes + mine.tensors.size()));
         const std::string calls = fmt::format("{}", fmt::join(mine.calls, " "));
-        store.set(key(run, rendezvous.rank, "calls"), std::vector<std::uint8_t>(calls.begin(), calls.end()));
+        store.set(key(run, rendezvous.rank, "calls"),
+                  std::vector<std::uint8_t>(calls.begin(), calls.end()));
         continue;
       }
       std::vector<RankOutput> outputs = {std::move(mine)};

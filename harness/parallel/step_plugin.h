@@ -1,5 +1,6 @@
-// The door between moegate and the parallel step. The step lives in a shared library of its own that is
-// loaded on demand, so that judging a dump never loads LibTorch; nothing in this header needs it.
+// The door between moegate and the parallel step. The step lives in a shared library of its own
+// that is loaded on demand, so that judging a dump never loads LibTorch; nothing in this header
+// needs it.
 #pragma once
 
 #include <chrono>
@@ -34,13 +35,13 @@ struct RankOutput {
 
 // How ranks that are processes find one another.
 struct Rendezvous {
-  std::string backend;   // "gloo" or "nccl"
+  std::string backend;  // "gloo" or "nccl"
   std::int64_t rank = 0;
   std::int64_t world_size = 1;
   std::int64_t local_rank = 0;
-  std::string file;      // a file that all ranks can open, on one machine; or, when empty,
-  std::string address;   // the machine and
-  int port = 0;          // port of a TCP store, which rank 0 opens unless
+  std::string file;            // a file that all ranks can open, on one machine; or, when empty,
+  std::string address;         // the machine and
+  int port = 0;                // port of a TCP store, which rank 0 opens unless
   bool store_is_open = false;  // somebody did already (torchrun's agent)
 };
 
@@ -55,8 +56,9 @@ class StepPlugin {
   // Runs this process's rank. Throws Error.
   virtual RankOutput RunRank(const StepRequest& request, const Rendezvous& rendezvous) const = 0;
 
-  // RunRank for every request in turn within one job, each layout filling the world; on rank 0 returns
-  // all ranks' outputs, sent through the store rather than the collectives under test, elsewhere nothing.
+  // RunRank for every request in turn within one job, each layout filling the world; on rank 0
+  // returns all ranks' outputs, sent through the store rather than the collectives under test,
+  // elsewhere nothing.
   virtual std::vector<std::vector<RankOutput>> RunJob(const std::vector<StepRequest>& requests,
                                                       const Rendezvous& rendezvous) const = 0;
 

@@ -18,7 +18,8 @@ at::ScalarType ScalarTypeOf(Dtype dtype);
 at::ScalarType ScoreType(at::ScalarType dtype);
 
 // One slice of an input, as a tensor of `dtype` on the CPU.
-at::Tensor ReadTensor(const TensorSource& source, const std::string& name, const Slice& slice, Dtype dtype);
+at::Tensor ReadTensor(const TensorSource& source, const std::string& name, const Slice& slice,
+                      Dtype dtype);
 
 // A safetensors file of these tensors.
 std::vector<std::byte> Encode(const std::map<std::string, at::Tensor>& tensors);

@@ -43,8 +43,8 @@ class ThreadMeeting {
       changed_.notify_all();
       return;
     }
-    const bool came = changed_.wait_for(lock, deadline_,
-                                        [&] { return round_ != round || !poison_.empty(); });
+    const bool came =
+        changed_.wait_for(lock, deadline_, [&] { return round_ != round || !poison_.empty(); });
     if (round_ != round) {
       return;
     }
@@ -107,9 +107,10 @@ class ThreadGroup : public Group {
           first += slot.send_rows[before];
         }
         if (slot.send_rows[rank_] != receive_rows[other]) {
-          throw Error("", fmt::format("all_to_all: rank {} sends {} rows to rank {}, which expects {}",
-                                      meeting_.ranks()[other], slot.send_rows[rank_],
-                                      meeting_.ranks()[rank_], receive_rows[other]));
+          throw Error("",
+                      fmt::format("all_to_all: rank {} sends {} rows to rank {}, which expects {}",
+                                  meeting_.ranks()[other], slot.send_rows[rank_],
+                                  meeting_.ranks()[rank_], receive_rows[other]));
         }
         parts.push_back(slot.tensor.narrow(0, first, receive_rows[other]));
       }
@@ -118,20 +119,22 @@ class ThreadGroup : public Group {
   }
 
  private:
-  // Lays down `input`, waits for all, checks that all came for the same thing, computes, and waits until
-  // all have computed, since they read one another's tensors.
+  // Lays down `input`, waits for all, checks that all came for the same thing, computes, and waits
+  // until all have computed, since they read one another's tensors.
   template <typename Compute>
   at::Tensor Meet(const std::string& operation, const at::Tensor& input,
-                  const std::vector<std::int64_t>& send_rows, bool same_shape, const Compute& compute) {
+                  const std::vector<std::int64_t>& send_rows, bool same_shape,
+                  const Compute& compute) {
     meeting_.slot(rank_) = {operation, input, send_rows};
     meeting_.Wait(operation);
     for (std::size_t other = 0; other < meeting_.ranks().size(); ++other) {
       const auto& slot = meeting_.slot(other);
       if (slot.operation != operation || slot.tensor.scalar_type() != input.scalar_type() ||
           (same_shape && slot.tensor.sizes() != input.sizes())) {
-        throw Error("", fmt::format("rank {} is in {} with {} elements while rank {} is in {} with {}",
-                                    meeting_.ranks()[rank_], operation, input.numel(),
-                                    meeting_.ranks()[other], slot.operation, slot.tensor.numel()));
+        throw Error("",
+                    fmt::format("rank {} is in {} with {} elements while rank {} is in {} with {}",
+                                meeting_.ranks()[rank_], operation, input.numel(),
+                                meeting_.ranks()[other], slot.operation, slot.tensor.numel()));
       }
     }
     at::Tensor output = compute();
@@ -161,7 +164,8 @@ class ThreadGroup : public Group {
 ThreadWorld::ThreadWorld(std::chrono::milliseconds deadline) : deadline_(deadline) {}
 ThreadWorld::~ThreadWorld() = default;
 
-std::unique_ptr<Group> ThreadWorld::Join(const std::vector<std::int64_t>& ranks, std::int64_t rank) {
+std::unique_ptr<Group> ThreadWorld::Join(const std::vector<std::int64_t>& ranks,
+                                         std::int64_t rank) {
   const std::lock_guard lock(mutex_);
   auto& meeting = meetings_[ranks];
   if (!meeting) {

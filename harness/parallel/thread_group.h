@@ -1,5 +1,5 @@
-// Ranks as threads of one process: collectives in shared memory, summed in rank order, so that the result
-// is the same on every rank and on every run.
+// Ranks as threads of one process: collectives in shared memory, summed in rank order, so that the
+// result is the same on every rank and on every run.
 #pragma once
 
 #include <chrono>

@@ -64,11 +64,12 @@ TEST(ThreadGroup, ReduceScatterKeepsTheRanksOwnRows) {
 TEST(ThreadGroup, AllToAllExchangesUnevenRows) {
   std::vector<at::Tensor> got(2);
   OnRanks(2, kLong, [&](std::int64_t rank, Group& group) {
-    const std::vector<std::int64_t> send = rank == 0 ? std::vector<std::int64_t>{1, 2} : std::vector<std::int64_t>{0, 3};
+    const std::vector<std::int64_t> send =
+        rank == 0 ? std::vector<std::int64_t>{1, 2} : std::vector<std::int64_t>{0, 3};
     const std::vector<std::int64_t> receive =
         rank == 0 ? std::vector<std::int64_t>{1, 0} : std::vector<std::int64_t>{2, 3};
-    got[static_cast<std::size_t>(rank)] =
-        group.AllToAll(at::arange(3, at::kDouble).view({3, 1}) + 10.0 * static_cast<double>(rank), send, receive);
+    got[static_cast<std::size_t>(rank)] = group.AllToAll(
+        at::arange(3, at::kDouble).view({3, 1}) + 10.0 * static_cast<double>(rank), send, receive);
   });
   EXPECT_TRUE(got[0].equal(at::tensor({0.0}, at::kDouble).view({1, 1})));
   EXPECT_TRUE(got[1].equal(at::tensor({1.0, 2.0, 10.0, 11.0, 12.0}, at::kDouble).view({5, 1})));
@@ -78,15 +79,19 @@ TEST(ThreadGroup, RefusesShapesThatDifferOnEveryRank) {
   const auto words = OnRanks(2, kLong, [](std::int64_t rank, Group& group) {
     group.AllReduceSum(at::zeros({3 + rank}, at::kDouble));
   });
-  EXPECT_EQ(words[0], "rank 0 is in all_reduce with 3 elements while rank 1 is in all_reduce with 4");
-  EXPECT_EQ(words[1], "rank 1 is in all_reduce with 4 elements while rank 0 is in all_reduce with 3");
+  EXPECT_EQ(words[0],
+            "rank 0 is in all_reduce with 3 elements while rank 1 is in all_reduce with 4");
+  EXPECT_EQ(words[1],
+            "rank 1 is in all_reduce with 4 elements while rank 0 is in all_reduce with 3");
 }
 
 TEST(ThreadGroup, RefusesDifferentOperations) {
   const auto words = OnRanks(2, kLong, [](std::int64_t rank, Group& group) {
-    rank == 0 ? group.AllReduceSum(at::zeros({2}, at::kDouble)) : group.AllGather(at::zeros({2}, at::kDouble));
+    rank == 0 ? group.AllReduceSum(at::zeros({2}, at::kDouble))
+              : group.AllGather(at::zeros({2}, at::kDouble));
   });
-  EXPECT_EQ(words[0], "rank 0 is in all_reduce with 2 elements while rank 1 is in all_gather with 2");
+  EXPECT_EQ(words[0],
+            "rank 0 is in all_reduce with 2 elements while rank 1 is in all_gather with 2");
 }
 
 TEST(ThreadGroup, EndsTheWaitForARankThatNeverComes) {
@@ -115,7 +120,8 @@ TEST(CollectiveFunction, RunsTheBackwardThatStandsBesideIt) {
     contiguous = d.is_contiguous();
     return d * 3.0;
   });
-  y.backward(at::ones({1, 1}, at::kDouble).expand({2, 2}));  // an expanded gradient, as sums make them
+  y.backward(
+      at::ones({1, 1}, at::kDouble).expand({2, 2}));  // an expanded gradient, as sums make them
   EXPECT_TRUE(contiguous);
   EXPECT_TRUE(x.grad().equal(at::full({2, 2}, 3.0, at::kDouble)));
 }

@@ -17,13 +17,16 @@ Json AxesJson(const std::vector<Axis>& axes) {
   return json;
 }
 
-Json NumberJson(double number) { return std::isfinite(number) ? Json(number) : Json(nullptr); }
+Json NumberJson(double number) {
+  return std::isfinite(number) ? Json(number) : Json(nullptr);
+}
 
 Json ToJson(const Finding& finding) {
   Json json;
   json["tensor"] = finding.tensor;
   json["verdict"] = std::string(ToText(finding.verdict));
-  json["cause"] = finding.cause == Cause::kNone ? Json(nullptr) : Json(std::string(ToText(finding.cause)));
+  json["cause"] =
+      finding.cause == Cause::kNone ? Json(nullptr) : Json(std::string(ToText(finding.cause)));
   json["axes"] = AxesJson(finding.axes);
   if (finding.factor) {
     json["factor"] = NumberJson(*finding.factor);
@@ -87,7 +90,8 @@ Json ToJson(const std::vector<Result>& results, const Summary& summary) {
   return json;
 }
 
-void WriteJUnit(const std::string& path, const std::vector<Result>& results, const Summary& summary) {
+void WriteJUnit(const std::string& path, const std::vector<Result>& results,
+                const Summary& summary) {
   tinyxml2::XMLDocument document;
   document.InsertFirstChild(document.NewDeclaration());
   tinyxml2::XMLElement* suite = document.NewElement("testsuite");
@@ -101,7 +105,8 @@ void WriteJUnit(const std::string& path, const std::vector<Result>& results, con
     tinyxml2::XMLElement* test = suite->InsertNewChildElement("testcase");
     const std::size_t at = result.id.find('@');
     // Not every byte of a folder's name may stand in XML.
-    const std::string layout = at == std::string::npos ? "dump" : Printable(result.id.substr(at + 1));
+    const std::string layout =
+        at == std::string::npos ? "dump" : Printable(result.id.substr(at + 1));
     const std::string name = Printable(result.id.substr(0, at) + " " + result.dtype);
     test->SetAttribute("classname", layout.c_str());
     test->SetAttribute("name", name.c_str());
@@ -123,11 +128,18 @@ void WriteJUnit(const std::string& path, const std::vector<Result>& results, con
       }
     };
     switch (result.verdict) {
-      case Verdict::kPass: break;
+      case Verdict::kPass:
+        break;
       case Verdict::kFail:
-      case Verdict::kVacuous: child("failure"); break;
-      case Verdict::kSkipped: child("skipped"); break;
-      case Verdict::kError: child("error"); break;
+      case Verdict::kVacuous:
+        child("failure");
+        break;
+      case Verdict::kSkipped:
+        child("skipped");
+        break;
+      case Verdict::kError:
+        child("error");
+        break;
     }
   }
   if (document.SaveFile(path.c_str()) != tinyxml2::XML_SUCCESS) {

@@ -1,5 +1,5 @@
-// The outcome of one case on one layout in one dtype, or of one dump, and how it is told: as text for people,
-// as JSON, as JUnit XML (DESIGN: formats, Result).
+// The outcome of one case on one layout in one dtype, or of one dump, and how it is told: as text
+// for people, as JSON, as JUnit XML (DESIGN: formats, Result).
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ struct PlantedOutcome {
 };
 
 struct Result {
-  std::string id;       // "issues/torchtitan-2387@tp2.ep2.etp1", or the folder of a dump
+  std::string id;  // "issues/torchtitan-2387@tp2.ep2.etp1", or the folder of a dump
   std::string dtype;
   std::string backend;  // "threads", "gloo", "nccl"; empty for a dump
   std::optional<std::string> fault;
@@ -52,6 +52,7 @@ std::string ToText(const Summary& summary);
 Json ToJson(const std::vector<Result>& results, const Summary& summary);
 
 // Writes JUnit XML with one test case per result. Throws Error(path, ...).
-void WriteJUnit(const std::string& path, const std::vector<Result>& results, const Summary& summary);
+void WriteJUnit(const std::string& path, const std::vector<Result>& results,
+                const Summary& summary);
 
 }  // namespace moe

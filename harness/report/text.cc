@@ -1,10 +1,11 @@
+#include "harness/base/text.h"
+
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
 
-#include "harness/base/text.h"
 #include "harness/report/result.h"
 
 namespace moe {
@@ -44,14 +45,16 @@ std::string RoomText(const Result& result) {
   const Finding* tightest = nullptr;
   for (const Finding& finding : result.judgement.findings) {
     if (finding.tolerance > 0.0 &&
-        (tightest == nullptr || finding.error / finding.tolerance > tightest->error / tightest->tolerance)) {
+        (tightest == nullptr ||
+         finding.error / finding.tolerance > tightest->error / tightest->tolerance)) {
       tightest = &finding;
     }
   }
   if (tightest == nullptr) {
     return "";
   }
-  return fmt::format("worst {} {:.1e} of {:.1e}", tightest->tensor, tightest->error, tightest->tolerance);
+  return fmt::format("worst {} {:.1e} of {:.1e}", tightest->tensor, tightest->error,
+                     tightest->tolerance);
 }
 
 std::string FineLine(const Result& result) {
@@ -90,8 +93,9 @@ std::string PlantedText(const Result& result) {
 }
 
 std::string StoryOf(const Result& result) {
-  const std::string head = fmt::format("{:<7}  {} {}{}", Label(result.verdict), result.id, result.dtype,
-                                       result.fault ? fmt::format(" with '{}'", *result.fault) : "");
+  const std::string head =
+      fmt::format("{:<7}  {} {}{}", Label(result.verdict), result.id, result.dtype,
+                  result.fault ? fmt::format(" with '{}'", *result.fault) : "");
   if (result.verdict == Verdict::kPass || result.verdict == Verdict::kSkipped) {
     std::string text = fmt::format("{}   {}\n", head, Headline(result));
     for (const std::string& note : result.judgement.notes) {
@@ -145,7 +149,8 @@ std::string Headline(const Result& result) {
         others.push_back(other.tensor);
       }
     }
-    return others.empty() ? headline : fmt::format("{} (also {})", headline, fmt::join(others, ", "));
+    return others.empty() ? headline
+                          : fmt::format("{} (also {})", headline, fmt::join(others, ", "));
   }
   for (const PlantedOutcome& planted : result.planted) {
     if (!planted.as_wanted) {
@@ -162,11 +167,11 @@ std::string ToText(const Result& result) {
 
 std::string ToText(const Summary& s) {
   const bool good = ExitStatus(s) == 0;
-  return fmt::format("{} listed: {} passed, {} failed, {} vacuous, {} skipped, {} error{}: gate {}", s.listed,
-                     s.passed, s.failed, s.vacuous, s.skipped, s.error,
+  return fmt::format("{} listed: {} passed, {} failed, {} vacuous, {} skipped, {} error{}: gate {}",
+                     s.listed, s.passed, s.failed, s.vacuous, s.skipped, s.error,
                      s.planted == 0 ? ""
-                                    : fmt::format("; planted faults told right {}/{}", s.planted_as_wanted,
-                                                  s.planted),
+                                    : fmt::format("; planted faults told right {}/{}",
+                                                  s.planted_as_wanted, s.planted),
                      good ? "PASSED" : "FAILED");
 }
 
@@ -174,11 +179,21 @@ Summary Summarize(const std::vector<Result>& results, std::int64_t listed) {
   Summary summary{.listed = listed};
   for (const Result& result : results) {
     switch (result.verdict) {
-      case Verdict::kPass: ++summary.passed; break;
-      case Verdict::kFail: ++summary.failed; break;
-      case Verdict::kVacuous: ++summary.vacuous; break;
-      case Verdict::kSkipped: ++summary.skipped; break;
-      case Verdict::kError: ++summary.error; break;
+      case Verdict::kPass:
+        ++summary.passed;
+        break;
+      case Verdict::kFail:
+        ++summary.failed;
+        break;
+      case Verdict::kVacuous:
+        ++summary.vacuous;
+        break;
+      case Verdict::kSkipped:
+        ++summary.skipped;
+        break;
+      case Verdict::kError:
+        ++summary.error;
+        break;
     }
     for (const PlantedOutcome& planted : result.planted) {
       ++summary.planted;

@@ -45,7 +45,8 @@ Numerics ParseNumerics(const JsonNode& node, const Model& model) {
       if (dtype != Dtype::kFloat64 && dtype != Dtype::kFloat32 && dtype != Dtype::kBfloat16) {
         item.Fail(fmt::format("is \"{}\"; use float64, float32 or bfloat16", item.String()));
       }
-      if (std::find(numerics.dtypes.begin(), numerics.dtypes.end(), *dtype) != numerics.dtypes.end()) {
+      if (std::find(numerics.dtypes.begin(), numerics.dtypes.end(), *dtype) !=
+          numerics.dtypes.end()) {
         item.Fail(fmt::format("{} stands twice", item.String()));
       }
       numerics.dtypes.push_back(*dtype);
@@ -101,7 +102,8 @@ Fault FaultFor(const JsonNode& node, const CaseSpec& spec, const Layout& layout)
 std::string ParseAxis(const JsonNode& node) {
   const std::string axis = node.String();
   if (!AxisFromText(axis)) {
-    node.Fail(fmt::format("\"{}\" is no axis; use dp_replicate, dp_shard, cp, tp, edp, ep or etp", axis));
+    node.Fail(
+        fmt::format("\"{}\" is no axis; use dp_replicate, dp_shard, cp, tp, edp, ep or etp", axis));
   }
   return axis;
 }
@@ -119,8 +121,8 @@ std::vector<std::string> AxesOf(const JsonNode& node) {
   return axes;
 }
 
-// A layout that a fault is planted on is one of the case's, whether the list says so or not: a fault that
-// nobody runs would be told right by nobody.
+// A layout that a fault is planted on is one of the case's, whether the list says so or not: a
+// fault that nobody runs would be told right by nobody.
 void AddLayout(CaseSpec& spec, const Layout& layout) {
   if (std::find(spec.layouts.begin(), spec.layouts.end(), layout) == spec.layouts.end()) {
     spec.layouts.push_back(layout);
@@ -131,8 +133,9 @@ std::string RequiredText(const JsonNode& root, std::string_view key) {
   const JsonNode node = root.At(key);
   std::string text = node.String();
   if (text.find_first_not_of(" \t\n") == std::string::npos) {
-    node.Fail(fmt::format("is empty; say {}", key == "why" ? "what goes wrong and why nobody notices"
-                                                           : "where the bug is reported"));
+    node.Fail(fmt::format("is empty; say {}", key == "why"
+                                                  ? "what goes wrong and why nobody notices"
+                                                  : "where the bug is reported"));
   }
   return text;
 }

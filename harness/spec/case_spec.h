@@ -1,5 +1,5 @@
-// A case file: one MoE problem, the layouts it runs under, and the bugs it must catch (cases/README.md
-// describes the format with a full example).
+// A case file: one MoE problem, the layouts it runs under, and the bugs it must catch
+// (cases/README.md describes the format with a full example).
 #pragma once
 
 #include <cstdint>
@@ -48,11 +48,13 @@ struct CaseSpec {
   std::vector<MustPass> must_pass;
 };
 
-// Reads `path`; `name` as above. Throws Error("path#/pointer", one sentence) for an unknown key, a wrong
-// type, sizes that cannot be, a layout that does not fit the model, or a fault that cannot be planted.
+// Reads `path`; `name` as above. Throws Error("path#/pointer", one sentence) for an unknown key, a
+// wrong type, sizes that cannot be, a layout that does not fit the model, or a fault that cannot be
+// planted.
 CaseSpec ReadCase(const std::string& path, const std::string& name);
 
-// The case of one name below the folder `cases`; throws Error that lists near names when there is none.
+// The case of one name below the folder `cases`; throws Error that lists near names when there is
+// none.
 CaseSpec FindCase(const std::string& cases, const std::string& name);
 
 // All cases below the folder, sorted by name. Throws Error when the folder has none.
