@@ -671,34 +671,6 @@ int StartAndWatch(const LaunchOptions& options, const Body& body) {
   return WatchToTheEnd(ranks, options, until);
 }
 
-std::string_view NameOf(std::string_view assignment) {
-  return assignment.substr(0, assignment.find('='));
-}
-
-std::vector<std::string> MergedEnvironment(const std::vector<std::string>& additions) {
-  std::vector<std::string> merged;
-  for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
-    const bool replaced = std::any_of(
-        additions.begin(), additions.end(),
-        [&](const std::string& addition) { return NameOf(addition) == NameOf(*entry); });
-    if (!replaced) {
-      merged.emplace_back(*entry);
-    }
-  }
-  merged.insert(merged.end(), additions.begin(), additions.end());
-  return merged;
-}
-
-// For exec, which takes char* for historical reasons and changes nothing.
-std::vector<char*> Pointers(std::vector<std::string>& strings) {
-  std::vector<char*> pointers;
-  for (std::string& text : strings) {
-    pointers.push_back(text.data());
-  }
-  pointers.push_back(nullptr);
-  return pointers;
-}
-
 }  // namespace
 
 void RunRanks(const LaunchOptions& options, const std::function<void(std::int64_t rank)>& body) {
@@ -712,31 +684,6 @@ void RunRanks(const LaunchOptions& options, const std::function<void(std::int64_
     throw Error("launch", fmt::format("interrupted by signal {} ({})", signal_number,
                                       strsignal(signal_number)));
   }
-}
-
-void RunRankCommands(
-    const LaunchOptions& options, const std::vector<std::string>& argv,
-    const std::function<std::vector<std::string>(std::int64_t rank)>& environment) {
-  Check(options);
-  if (argv.empty()) {
-    throw Error("launch", "the command is empty; give a program and its arguments");
-  }
-  // All before the first fork, so that a rank has nothing to do but exec: this process may have
-  // threads, and one of them may hold a lock at the moment of the fork.
-  std::vector<std::string> arguments = argv;
-  const std::vector<char*> argument_pointers = Pointers(arguments);
-  std::vector<std::vector<std::string>> environments;
-  std::vector<std::vector<char*>> environment_pointers;
-  for (std::int64_t rank = 0; rank < options.world_size; ++rank) {
-    environments.push_back(MergedEnvironment(environment(rank)));
-    // Moving the vectors later leaves the strings where they are.
-    environment_pointers.push_back(Pointers(environments.back()));
-  }
-  RunRanks(options, [&](std::int64_t rank) {
-    execvpe(argument_pointers[0], argument_pointers.data(),
-            environment_pointers[static_cast<std::size_t>(rank)].data());
-    throw Error(argv[0], "cannot be run: " + ErrnoText());
-  });
 }
 
 }  // namespace moe

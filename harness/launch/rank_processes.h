@@ -43,9 +43,4 @@ struct LaunchOptions {
 // or Error("ranks 0-2, 5 of 8", "did not finish within 20 s; the last words of rank 0: ...").
 void RunRanks(const LaunchOptions& options, const std::function<void(std::int64_t rank)>& body);
 
-// The same, with a program for each rank: argv[0] is looked up in PATH, and environment(rank) lists
-// "NAME=value" strings that are added to this process's environment or replace what is there.
-void RunRankCommands(const LaunchOptions& options, const std::vector<std::string>& argv,
-                     const std::function<std::vector<std::string>(std::int64_t rank)>& environment);
-
 }  // namespace moe

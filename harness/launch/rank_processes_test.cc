@@ -375,35 +375,20 @@ TEST(RunRanks, StartsManyRanks) {
   RunRanks(Options(64), [](std::int64_t) {});
 }
 
-std::string CommandComplaint(const std::vector<std::string>& argv) {
-  try {
-    RunRankCommands(Options(2), argv, [](std::int64_t rank) {
-      return std::vector<std::string>{fmt::format("RANK={}", rank), "PLACE=here"};
-    });
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no complaint";
-}
-
-TEST(RunRankCommands, AddsToTheEnvironmentOfEachRank) {
-  setenv("PLACE", "elsewhere", /*replace=*/1);
-  EXPECT_EQ(CommandComplaint({"sh", "-c", "test $PLACE = here && test -n \"$PATH\""}),
-            "no complaint");
-  EXPECT_EQ(CommandComplaint({"sh", "-c", "echo I am $RANK >&2; exit $RANK"}),
-            "rank 1 of 2: ended with exit status 1; its last words: I am 1");
-}
-
-TEST(RunRankCommands, EndsWhatTheCommandStarted) {
-  TestPipe alive;
-  EXPECT_EQ(CommandComplaint({"sh", "-c", "sleep 600 & true"}), "no complaint");
-  alive.ReadToEnd();
-}
-
-TEST(RunRankCommands, NamesAProgramThatIsNotThere) {
-  EXPECT_TRUE(Contains(CommandComplaint({"/no/such/program"}),
-                       "rank failed: /no/such/program: cannot be run: No such file or directory"));
-  EXPECT_EQ(CommandComplaint({}), "launch: the command is empty; give a program and its arguments");
+TEST(RunRanks, CallsBackBeforeASignalIsRaisedAgain) {
+  bool called = false;
+  LaunchOptions options = Options(1);
+  options.before_signal_death = [&] { called = true; };
+  const auto previous = signal(SIGHUP, [](int) {});  // so that this process survives it
+  const pid_t parent = getpid();
+  EXPECT_TRUE(Contains(Complaint(options,
+                                 [parent](std::int64_t) {
+                                   kill(parent, SIGHUP);
+                                   pause();
+                                 }),
+                       "interrupted by signal"));
+  signal(SIGHUP, previous);
+  EXPECT_TRUE(called);
 }
 
 }  // namespace
