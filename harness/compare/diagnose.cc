@@ -6,34 +6,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "harness/compare/norms.h"
+
 namespace moe {
 namespace {
-
-double Norm(const std::vector<double>& values) {
-  double sum = 0.0;
-  for (const double value : values) {
-    sum += value * value;
-  }
-  return std::sqrt(sum);
-}
-
-// L2 norm of a * x - b * y.
-double Distance(double a, const std::vector<double>& x, double b, const std::vector<double>& y) {
-  double sum = 0.0;
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    const double difference = a * x[i] - b * y[i];
-    sum += difference * difference;
-  }
-  return std::sqrt(sum);
-}
-
-double Dot(const std::vector<double>& x, const std::vector<double>& y) {
-  double sum = 0.0;
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    sum += x[i] * y[i];
-  }
-  return sum;
-}
 
 std::string AxesText(const std::vector<Axis>& axes) {
   std::vector<std::string> names;
@@ -138,7 +114,7 @@ void Diagnosis::Add(const Unit& unit) {
     largest_factor_ = want_want_ == 0.0 ? factor : std::max(largest_factor_, factor);
     got_want_ += got_want;
     want_want_ += want_want;
-    const double residual = Distance(1.0, unit.got[i], factor, unit.want[i]);
+    const double residual = Distance(unit.got[i], unit.want[i], factor);
     const double allowed = 2.0 * unit.allowed[i] * std::max(1.0, std::abs(factor));
     one_factor_ = one_factor_ && residual <= allowed;
     largest_scale_residual_ = std::max(largest_scale_residual_, residual / std::sqrt(want_want));
@@ -161,10 +137,10 @@ void Diagnosis::Try(Hypothesis& hypothesis, const Unit& unit) const {
   for (std::size_t i = 0; i < unit.holders.size(); ++i) {
     const double want_norm = Norm(unit.want[i]);
     if (hypothesis.cause == Cause::kDoubleSum) {
-      judge(Distance(1.0, unit.got[i], hypothesis.size, unit.want[i]),
+      judge(Distance(unit.got[i], unit.want[i], hypothesis.size),
             2.0 * hypothesis.size * unit.allowed[i], want_norm);
     } else if (hypothesis.cause == Cause::kMeanForSum) {
-      judge(Distance(1.0, unit.got[i], 1.0 / hypothesis.size, unit.want[i]),
+      judge(Distance(unit.got[i], unit.want[i], 1.0 / hypothesis.size),
             2.0 * unit.allowed[i] / hypothesis.size, want_norm);
     } else {
       std::vector<double> sum(unit.got[i].size(), 0.0);
@@ -177,12 +153,12 @@ void Diagnosis::Try(Hypothesis& hypothesis, const Unit& unit) const {
         }
         const auto& share = unit.got[static_cast<std::size_t>(place - unit.holders.begin())];
         std::transform(sum.begin(), sum.end(), share.begin(), sum.begin(), std::plus<>());
-        if (Distance(1.0, share, 1.0, unit.got[i]) > 2.0 * unit.allowed[i]) {
+        if (Distance(share, unit.got[i]) > 2.0 * unit.allowed[i]) {
           hypothesis.replicas_differ = true;
         }
       }
-      judge(Distance(1.0, sum, 1.0, unit.want[i]),
-            2.0 * std::sqrt(hypothesis.size) * unit.allowed[i], want_norm);
+      judge(Distance(sum, unit.want[i]), 2.0 * std::sqrt(hypothesis.size) * unit.allowed[i],
+            want_norm);
     }
   }
 }

@@ -10,6 +10,7 @@
 
 #include "harness/base/error.h"
 #include "harness/compare/diagnose.h"
+#include "harness/compare/norms.h"
 #include "harness/compare/observed.h"
 #include "harness/compare/problem.h"
 #include "harness/compare/tolerance.h"
@@ -19,14 +20,6 @@ namespace {
 
 using reference::Estimate;
 using reference::Matrix;
-
-double L2(const std::vector<double>& values) {
-  double sum = 0.0;
-  for (const double value : values) {
-    sum += value * value;
-  }
-  return std::sqrt(sum);
-}
 
 // Whether the producer computes something in a coarser dtype than the golden tolerances assume.
 bool CoarsensAnything(const Manifest& manifest) {
@@ -55,7 +48,6 @@ class TensorJudge {
   const Judgement::Measured& measured() const { return measured_; }
   double want_norm() const { return std::sqrt(want_squares_); }
   const ObservedTensor& observed() const { return observed_; }
-  std::int64_t units_judged() const { return units_judged_; }
   bool proves_something() const { return telling_units_ > 0; }
 
  private:
@@ -76,7 +68,6 @@ class TensorJudge {
   Finding finding_;
   Judgement::Measured measured_;
   double want_squares_ = 0.0;
-  std::int64_t units_judged_ = 0;
   std::int64_t telling_units_ = 0;  // large enough against their rounding error to prove something
   std::string worst_;
   double worst_excess_ = 0.0;  // error over what is allowed, of the worst slice
@@ -162,10 +153,7 @@ void TensorJudge::CompareReplicas(const Diagnosis::Unit& unit, std::int64_t glob
         continue;
       }
       const auto& other = unit.got[static_cast<std::size_t>(place - unit.holders.begin())];
-      std::vector<double> difference(other.size());
-      std::transform(other.begin(), other.end(), unit.got[i].begin(), difference.begin(),
-                     std::minus<>());
-      if (const double norm = L2(difference);
+      if (const double norm = Distance(other, unit.got[i]);
           norm > std::max(replica_difference_, 2.0 * unit.allowed[i])) {
         replica_difference_ = norm;
         replicas_that_differ_ = fmt::format(
@@ -206,13 +194,10 @@ void TensorJudge::JudgeUnit(std::int64_t global_unit, const Matrix& value,
       }
     }
     NoteCorruption(holder, global_unit, got);
-    std::vector<double> difference(got.size());
-    std::transform(got.begin(), got.end(), want.begin(), difference.begin(), std::minus<>());
-    const double error = L2(difference);
-    const double want_norm = L2(want);
-    const double deviation_norm = L2(sd);
+    const double error = Distance(got, want);
+    const double want_norm = Norm(want);
+    const double deviation_norm = Norm(sd);
     const double allowed = AllowedError(want_norm, deviation_norm);
-    ++units_judged_;
     want_squares_ += want_norm * want_norm;
     const bool useful = kSafety * deviation_norm < kLargestUsefulTolerance * want_norm;
     telling_units_ += kSafety * deviation_norm < kLargestTellingTolerance * want_norm ? 1 : 0;
@@ -292,10 +277,6 @@ Finding TensorJudge::Finish() {
   return finding_;
 }
 
-}  // namespace
-
-namespace {
-
 // Runs the steps of Judge in order; holds what they share.
 class DumpJudge {
  public:
@@ -363,6 +344,7 @@ void DumpJudge::CompareRouting() {
   }
   judgement_.routing_compared = true;
   const ObservedTensor observed(dump_, "topk_expert_TK");
+  const double bound = RoutingBound();
   Finding finding{.tensor = "topk_expert_TK"};
   reference::Routing routing = own_routing_;
   std::int64_t flips = 0;
@@ -388,7 +370,7 @@ void DumpJudge::CompareRouting() {
         routing.topk_expert_TK(token, static_cast<Eigen::Index>(k)) =
             static_cast<std::int64_t>(got[k]);
       }
-      if (own_routing_.margin_T(token) <= RoutingBound()) {
+      if (own_routing_.margin_T(token) <= bound) {
         ++ties;
         continue;
       }
@@ -401,7 +383,7 @@ void DumpJudge::CompareRouting() {
                         fmt::join(own.begin(), own.end(), ", "));
         finding.evidence.push_back(
             fmt::format("what   its margin {:.1e} is clear of the rounding bound {:.1e}",
-                        own_routing_.margin_T(token), RoutingBound()));
+                        own_routing_.margin_T(token), bound));
       }
       finding.ranks.insert(finding.ranks.end(), holder.ranks.begin(), holder.ranks.end());
     }

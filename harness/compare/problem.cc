@@ -52,12 +52,7 @@ void ReadFromFile(const TensorView& view, const Shape& shape, const Slice& slice
     for (std::size_t i = 0; i < columns.size(); ++i) {
       out[done + i] = row[static_cast<std::size_t>(columns[i])];
     }
-    for (std::size_t dim = at.size(); dim-- > 0;) {
-      if (++at[dim] < slice.index[dim].size()) {
-        break;
-      }
-      at[dim] = 0;
-    }
+    Advance(slice, at);
   }
 }
 
@@ -116,12 +111,7 @@ void ReadFromRanks(const Dump& dump, const std::string& name, const Shape& shape
                                      fmt::join(holder.ranks, " + "));
         }
       }
-      for (std::size_t dim = shape.size(); dim-- > 0;) {
-        if (++at[dim] < slice.index[dim].size()) {
-          break;
-        }
-        at[dim] = 0;
-      }
+      Advance(slice, at);
     }
   }
   if (std::find(giver.begin(), giver.end(), nullptr) != giver.end()) {

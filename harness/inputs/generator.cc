@@ -80,7 +80,6 @@ void InputGenerator::Read(const std::string& name, const Slice& slice,
   const Shape shape = ShapeOf(name, model_);
   const bool redrawn = name == "x_TD";
   const std::int64_t rows = static_cast<std::int64_t>(out.size());
-  // Walks the slice like an odometer, the last dimension fastest.
   std::vector<std::size_t> at(shape.size(), 0);
   for (std::int64_t element = 0; element < rows; ++element) {
     std::int64_t global = 0;
@@ -93,12 +92,7 @@ void InputGenerator::Read(const std::string& name, const Slice& slice,
         redrawn ? redraws_T_[static_cast<std::size_t>(slice.index[0][at[0]])] : 0;
     const std::uint64_t row_key = redraws == 0 ? key : Mix(key + redraws);
     out[static_cast<std::size_t>(element)] = Value(row_key, scale, global);
-    for (std::size_t dim = shape.size(); dim-- > 0;) {
-      if (++at[dim] < slice.index[dim].size()) {
-        break;
-      }
-      at[dim] = 0;
-    }
+    Advance(slice, at);
   }
 }
 

@@ -114,6 +114,15 @@ Slice WholeOf(const Shape& shape) {
   return slice;
 }
 
+void Advance(const Slice& slice, std::vector<std::size_t>& at) {
+  for (std::size_t dim = at.size(); dim-- > 0;) {
+    if (++at[dim] < slice.index[dim].size()) {
+      return;
+    }
+    at[dim] = 0;
+  }
+}
+
 Slice SliceOf(const Shape& global_shape, const Mesh& mesh, const Placements& placements,
               std::int64_t rank) {
   Slice slice = WholeOf(global_shape);

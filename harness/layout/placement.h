@@ -55,6 +55,10 @@ struct Slice {
 
 Slice WholeOf(const Shape& shape);
 
+// Moves `at`, a place in the first at.size() dimensions of `slice`, on to the next one, the last
+// dimension fastest; after the last place comes the first.
+void Advance(const Slice& slice, std::vector<std::size_t>& at);
+
 // Applies the placements outermost axis first, as DTensor does: Shard cuts what is left of the
 // dimension into chunks of ceil(n / size), the last ones smaller or empty; StridedShard(dim, k)
 // cuts it into k parts and takes this rank's chunk of each (torch.distributed.tensor

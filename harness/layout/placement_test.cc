@@ -85,5 +85,18 @@ TEST(Slice, IsWholeWhereValuesAreReplicatedOrPartial) {
             WholeOf({4, 2}));
 }
 
+TEST(Advance, VisitsEveryPlaceLastDimensionFastest) {
+  const Slice slice = WholeOf({2, 3});
+  std::vector<std::size_t> at = {0, 0};
+  std::vector<std::vector<std::size_t>> visited;
+  for (int i = 0; i < 6; ++i) {
+    visited.push_back(at);
+    Advance(slice, at);
+  }
+  EXPECT_EQ(visited, (std::vector<std::vector<std::size_t>>{
+                         {0, 0}, {0, 1}, {0, 2}, {1, 0}, {1, 1}, {1, 2}}));
+  EXPECT_EQ(at, (std::vector<std::size_t>{0, 0}));
+}
+
 }  // namespace
 }  // namespace moe
