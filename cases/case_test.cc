@@ -156,7 +156,9 @@ int main(int argc, char** argv) {
       fmt::print(stderr, "no test matches --gtest_filter={}\n", testing::GTEST_FLAG(filter));
       return 1;
     }
-    return status;
+    // A skip is not a pass; ctest reads 77 as one (SKIP_RETURN_CODE), and a failure stays a
+    // failure.
+    return status == 0 && all.skipped_test_count() > 0 ? 77 : status;
   } catch (const std::exception& error) {
     fmt::print(stderr, "ERROR  {}\n", error.what());
     return 2;

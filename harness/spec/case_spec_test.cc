@@ -206,6 +206,14 @@ TEST_F(CaseSpecTest, RefusesExpectationsThatCannotCome) {
                      "#/must_catch/0/tensor: d_logits_TE is not a result of this model"}});
 }
 
+TEST_F(CaseSpecTest, RunsTheLayoutsThatOnlyFaultsArePlantedOn) {
+  Json json = ParseJson(kValid, "valid");
+  json["must_catch"][0]["on"] = "tp2";
+  const CaseSpec spec = ReadCase(Write("case", json.dump()), "case");
+  ASSERT_EQ(spec.layouts.size(), 3U);
+  EXPECT_EQ(ToText(spec.layouts[2]), "tp2");
+}
+
 TEST_F(CaseSpecTest, FindsCasesByName) {
   Write("issues/b", kValid);
   Write("issues/a", kValid);
