@@ -7,8 +7,9 @@ add_library(moe_warnings INTERFACE)
 target_compile_options(moe_warnings INTERFACE -Wall -Wextra -Wshadow -Wconversion -Werror
   # Designated initializers leave the other members at their defaults on purpose.
   -Wno-missing-field-initializers
-  # g++ 12 sees uninitialized values inside its own AVX-512 headers (GCC bug 105593).
-  -Wno-maybe-uninitialized)
+  # g++ 12 sees uninitialized values inside its own AVX-512 headers (GCC bug 105593), under one name or
+  # the other, on machines that -march=native gives AVX-512.
+  -Wno-maybe-uninitialized -Wno-uninitialized)
 
 # moe_module(<folder> SOURCES <file>... DEPS <target>...) makes the target <folder with _ for />.
 function(moe_module dir)
