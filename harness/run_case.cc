@@ -187,8 +187,8 @@ bool IsCaught(const MustCatch& wanted, const Result& result) {
   return std::any_of(findings.begin(), findings.end(), [&](const Finding& finding) {
     return finding.verdict == Verdict::kFail &&
            (wanted.tensor.empty() || finding.tensor == wanted.tensor) &&
-           (wanted.cause.empty() || ToText(finding.cause) == wanted.cause) &&
-           (wanted.axes.empty() || AxisNames(finding.axes) == wanted.axes);
+           (wanted.cause.empty() || ToText(finding.explanation.cause) == wanted.cause) &&
+           (wanted.axes.empty() || AxisNames(finding.explanation.axes) == wanted.axes);
   });
 }
 

@@ -258,8 +258,8 @@ void Diagnosis::Explain(Finding& finding) const {
   const std::vector<const Hypothesis*> fitting = Narrow(Fitting());
   if (fitting.size() == 1) {
     const Hypothesis& found = *fitting.front();
-    finding.cause = found.cause;
-    finding.axes = found.axes;
+    finding.explanation.cause = found.cause;
+    finding.explanation.axes = found.axes;
     finding.residual = found.residual;
     finding.text = CauseText(found.cause, found.axes);
     if (found.cause == Cause::kMissingSum) {
@@ -280,11 +280,11 @@ void Diagnosis::Explain(Finding& finding) const {
     return;
   }
   if (!fitting.empty()) {
-    finding.cause = Cause::kAmbiguous;
+    finding.explanation.cause = Cause::kAmbiguous;
     finding.residual = fitting.front()->residual;
     std::vector<std::string> texts;
     for (const Hypothesis* hypothesis : fitting) {
-      finding.candidates.push_back({hypothesis->cause, hypothesis->axes});
+      finding.candidates.push_back({.cause = hypothesis->cause, .axes = hypothesis->axes});
       texts.push_back(CauseText(hypothesis->cause, hypothesis->axes));
     }
     finding.text = fmt::format("{}", fmt::join(texts, ", or "));
@@ -300,8 +300,8 @@ void Diagnosis::Explain(Finding& finding) const {
   // A factor that is nearer to 1 than what it leaves unexplained explains nothing.
   const bool telling = std::abs(factor - 1.0) > 2.0 * largest_scale_residual_;
   if (want_want_ > 0.0 && one_factor_ && same && telling && std::abs(factor) > 1e-9) {
-    finding.cause = Cause::kWrongScale;
-    finding.factor = factor;
+    finding.explanation.cause = Cause::kWrongScale;
+    finding.explanation.factor = factor;
     finding.residual = largest_scale_residual_;
     std::vector<std::string> axes;
     for (const Mesh* mesh : {&meshes_.dense, &meshes_.expert}) {
@@ -324,7 +324,7 @@ void Diagnosis::Explain(Finding& finding) const {
                     factor, finding.residual));
     return;
   }
-  finding.cause = Cause::kUnexplained;
+  finding.explanation.cause = Cause::kUnexplained;
   finding.text = all_zero_ ? "zero on every rank, which the reference is not"
                            : "wrong, and no missing, doubled or averaged sum explains it";
 }

@@ -1,6 +1,32 @@
 #include "harness/compare/finding.h"
 
+#include <algorithm>
+#include <array>
+
 namespace moe {
+namespace {
+
+// In the order of the enumeration.
+constexpr std::array<std::string_view, 18> kCauseNames = {"",
+                                                          "missing_sum",
+                                                          "double_sum",
+                                                          "mean_for_sum",
+                                                          "wrong_group",
+                                                          "wrong_scale",
+                                                          "dropped_contribution",
+                                                          "doubled_contribution",
+                                                          "lost_path",
+                                                          "doubled_path",
+                                                          "local_normaliser",
+                                                          "permuted",
+                                                          "misplaced_shard",
+                                                          "stale_replica",
+                                                          "precision",
+                                                          "corruption",
+                                                          "unexplained",
+                                                          "ambiguous"};
+
+}  // namespace
 
 std::string_view ToText(Verdict verdict) {
   switch (verdict) {
@@ -19,25 +45,15 @@ std::string_view ToText(Verdict verdict) {
 }
 
 std::string_view ToText(Cause cause) {
-  switch (cause) {
-    case Cause::kNone:
-      return "";
-    case Cause::kMissingSum:
-      return "missing_sum";
-    case Cause::kDoubleSum:
-      return "double_sum";
-    case Cause::kMeanForSum:
-      return "mean_for_sum";
-    case Cause::kWrongScale:
-      return "wrong_scale";
-    case Cause::kCorruption:
-      return "corruption";
-    case Cause::kAmbiguous:
-      return "ambiguous";
-    case Cause::kUnexplained:
-      return "unexplained";
+  return kCauseNames.at(static_cast<std::size_t>(cause));
+}
+
+std::optional<Cause> CauseFromText(std::string_view text) {
+  const auto* found = std::find(kCauseNames.begin(), kCauseNames.end(), text);
+  if (found == kCauseNames.end() || text.empty()) {
+    return std::nullopt;
   }
-  return "";
+  return static_cast<Cause>(found - kCauseNames.begin());
 }
 
 }  // namespace moe

@@ -17,34 +17,50 @@ std::string_view ToText(Verdict verdict);  // "pass", "fail", "vacuous", "skippe
 
 enum class Cause {
   kNone,
-  kMissingSum,  // each rank holds a share; the shares of an axis add up to the reference
-  kDoubleSum,   // every rank holds the reference times the size of an axis
-  kMeanForSum,  // every rank holds the reference divided by the size of an axis
-  kWrongScale,  // the reference times a factor that is no axis of the contract
-  kCorruption,  // NaN or Inf
-  kAmbiguous,   // several of the above give the same numbers
+  kMissingSum,           // each rank holds a share; the shares of an axis add up to the reference
+  kDoubleSum,            // the reference times the size of an axis
+  kMeanForSum,           // the reference divided by the size of an axis
+  kWrongGroup,           // the sum went over other axes (`used`) than those it was owed over
+  kWrongScale,           // the reference times a factor that is no axis of the contract
+  kDroppedContribution,  // the contribution of `sources` is not in it
+  kDoubledContribution,  // ... is in it twice
+  kLostPath,             // what comes along one path of the backward pass is not in it
+  kDoubledPath,          // ... is in it twice
+  kLocalNormaliser,      // each rank's contribution divided by its own count, not the global one
+  kPermuted,             // experts, tokens or hidden units in another order
+  kMisplacedShard,       // a rank holds the slice of another one
+  kStaleReplica,         // a rank holds something else than its replicas, which are right
+  kPrecision,            // right, but rounded more coarsely than its dtype allows
+  kCorruption,           // few elements wrong; NaN or Inf
   kUnexplained,
+  kAmbiguous,  // several of the above give the same numbers
 };
 std::string_view ToText(Cause cause);  // "missing_sum", ...
+std::optional<Cause> CauseFromText(std::string_view text);
 
-struct CauseCandidate {
+// What is wrong, as far as the numbers and the witnesses say. Members that a cause does not speak
+// of stay empty.
+struct Explanation {
   Cause cause = Cause::kNone;
-  std::vector<Axis> axes;
+  std::vector<Axis> axes;        // what was owed; kMisplacedShard: where the slice is another's
+  std::vector<Axis> used;        // kWrongGroup: the axes that were summed over instead
+  std::optional<double> factor;  // kWrongScale
+  std::string path;              // kLostPath, kDoubledPath, or that a sum's cause is limited to
+  std::string permuted;          // kPermuted: "experts", "tokens", "hidden units"
+  std::vector<std::int64_t> sources;  // whose contribution was dropped or doubled: ranks
 };
 
 struct Finding {
   std::string tensor;
   Verdict verdict = Verdict::kPass;
-  Cause cause = Cause::kNone;
-  std::vector<Axis> axes;                  // what was owed
-  std::optional<double> factor;            // kWrongScale
-  std::vector<CauseCandidate> candidates;  // kAmbiguous
-  double error = 0.0;                      // largest relative L2 error of a slice
-  double tolerance = 0.0;                  // allowed there
-  double residual = 0.0;                   // what the cause leaves unexplained, relative
-  std::vector<std::int64_t> ranks;         // that hold a wrong slice
-  std::string text;                        // "missing sum over tp"
-  std::vector<std::string> evidence;       // sentences for people: what, why, where
+  Explanation explanation;
+  std::vector<Explanation> candidates;  // kAmbiguous: causes that give the same numbers
+  double error = 0.0;                   // largest relative L2 error of a slice
+  double tolerance = 0.0;               // allowed there
+  double residual = 0.0;                // what the cause leaves unexplained, relative
+  std::vector<std::int64_t> ranks;      // that hold a wrong slice
+  std::string text;                     // "missing sum over tp"
+  std::vector<std::string> evidence;    // sentences for people: what, why, where
 };
 
 }  // namespace moe

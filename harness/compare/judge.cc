@@ -242,7 +242,7 @@ Finding TensorJudge::Finish() {
     return finding_;
   }
   if (!corruption_.empty()) {
-    finding_.cause = Cause::kCorruption;
+    finding_.explanation.cause = Cause::kCorruption;
     finding_.error = NAN;
     finding_.text = corruption_;
     finding_.evidence.push_back(
@@ -269,7 +269,7 @@ Finding TensorJudge::Finish() {
             : ""));
   }
   diagnosis_.Explain(finding_);
-  if (finding_.cause == Cause::kUnexplained && !replicas_that_differ_.empty()) {
+  if (finding_.explanation.cause == Cause::kUnexplained && !replicas_that_differ_.empty()) {
     finding_.evidence.push_back(
         fmt::format("why    replicas must agree, and those of {} differ by {:.2e} (L2)",
                     replicas_that_differ_, replica_difference_));
@@ -377,7 +377,7 @@ void DumpJudge::CompareRouting() {
       ++flips;
       if (finding.verdict == Verdict::kPass) {
         finding.verdict = Verdict::kFail;
-        finding.cause = Cause::kUnexplained;
+        finding.explanation.cause = Cause::kUnexplained;
         finding.text =
             fmt::format("token {} goes to experts {}, not {}", token, fmt::join(chosen, ", "),
                         fmt::join(own.begin(), own.end(), ", "));
@@ -419,7 +419,7 @@ void DumpJudge::CompareCounts(const reference::StepResult& want) {
       }
       if (finding.verdict == Verdict::kPass) {
         finding.verdict = Verdict::kFail;
-        finding.cause = Cause::kUnexplained;
+        finding.explanation.cause = Cause::kUnexplained;
         finding.text = fmt::format("expert {} counts {} tokens, not {}", expert, got[i], wanted);
       }
       finding.error = std::max(finding.error, std::abs(got[i] - wanted) / std::max(1.0, wanted));

@@ -225,10 +225,10 @@ class Step {
 // The failure of one tensor in the words that a reader sees, with the axes in brackets.
 std::string Told(const Finding& finding) {
   std::vector<std::string_view> axes;
-  for (const Axis axis : finding.axes) {
+  for (const Axis axis : finding.explanation.axes) {
     axes.push_back(ToText(axis));
   }
-  return fmt::format("{}: {} [{}] {}", ToText(finding.verdict), ToText(finding.cause),
+  return fmt::format("{}: {} [{}] {}", ToText(finding.verdict), ToText(finding.explanation.cause),
                      fmt::join(axes, " "), finding.text);
 }
 
@@ -358,7 +358,7 @@ TEST(Judge, GivesTheFactorOfAWrongScale) {
   step.Run().Scale("d_gate_ED", 5.0).Scale("d_w1_EFD", 2.0);
   const Finding gate = step.FindingOf("d_gate_ED");
   EXPECT_EQ(Told(gate), "fail: wrong_scale [] wrong scale: 5 times the reference");
-  EXPECT_NEAR(gate.factor.value(), 5.0, 1e-12);
+  EXPECT_NEAR(gate.explanation.factor.value(), 5.0, 1e-12);
   EXPECT_EQ(Told(step.FindingOf("d_w1_EFD")),
             "fail: wrong_scale [] wrong scale: 2 times the reference, which is the size of "
             "dp_shard and of ep");
@@ -394,7 +394,7 @@ TEST(Judge, BlamesTheOneReplicaThatIsWrong) {
                     [](std::int64_t rank, Values& local) { local[9] += rank == 4 ? 0.5 : 0.0; });
   const Finding finding = step.FindingOf("d_gate_ED");
   EXPECT_EQ(finding.verdict, Verdict::kFail);
-  EXPECT_EQ(finding.cause, Cause::kUnexplained);
+  EXPECT_EQ(finding.explanation.cause, Cause::kUnexplained);
   EXPECT_EQ(finding.ranks, (Ranks{4}));
   ASSERT_FALSE(finding.evidence.empty());
   EXPECT_TRUE(Has(finding.evidence[0], "worst: expert 1 on rank 4"));
@@ -405,7 +405,7 @@ TEST(Judge, CallsADifferenceOfNothingNoScale) {
   step.Run().Scale("d_gate_ED", 1.0 + 1e-13).Tamper("d_gate_ED", [](std::int64_t, Values& local) {
     local[0] *= 1.0 + 3e-13;
   });
-  EXPECT_EQ(step.FindingOf("d_gate_ED").cause, Cause::kUnexplained);
+  EXPECT_EQ(step.FindingOf("d_gate_ED").explanation.cause, Cause::kUnexplained);
 }
 
 TEST(Judge, SaysThatAGradientNeverCame) {

@@ -21,25 +21,41 @@ Json NumberJson(double number) {
   return std::isfinite(number) ? Json(number) : Json(nullptr);
 }
 
+// Its cause and axes, and of the rest what the cause speaks of.
+void AddExplanation(const Explanation& explanation, Json& json) {
+  json["cause"] = explanation.cause == Cause::kNone ? Json(nullptr)
+                                                    : Json(std::string(ToText(explanation.cause)));
+  json["axes"] = AxesJson(explanation.axes);
+  if (!explanation.used.empty()) {
+    json["used"] = AxesJson(explanation.used);
+  }
+  if (explanation.factor) {
+    json["factor"] = NumberJson(*explanation.factor);
+  }
+  if (!explanation.path.empty()) {
+    json["path"] = explanation.path;
+  }
+  if (!explanation.permuted.empty()) {
+    json["permuted"] = explanation.permuted;
+  }
+  if (!explanation.sources.empty()) {
+    json["sources"] = explanation.sources;
+  }
+}
+
 Json ToJson(const Finding& finding) {
   Json json;
   json["tensor"] = finding.tensor;
   json["verdict"] = std::string(ToText(finding.verdict));
-  json["cause"] =
-      finding.cause == Cause::kNone ? Json(nullptr) : Json(std::string(ToText(finding.cause)));
-  json["axes"] = AxesJson(finding.axes);
-  if (finding.factor) {
-    json["factor"] = NumberJson(*finding.factor);
-  }
+  AddExplanation(finding.explanation, json);
   json["error"] = NumberJson(finding.error);
   json["tolerance"] = NumberJson(finding.tolerance);
   json["residual"] = NumberJson(finding.residual);
   json["ranks"] = finding.ranks;
   json["candidates"] = Json::array();
-  for (const CauseCandidate& candidate : finding.candidates) {
+  for (const Explanation& candidate : finding.candidates) {
     Json entry;
-    entry["cause"] = std::string(ToText(candidate.cause));
-    entry["axes"] = AxesJson(candidate.axes);
+    AddExplanation(candidate, entry);
     json["candidates"].push_back(std::move(entry));
   }
   json["text"] = finding.text;

@@ -27,8 +27,7 @@ Result Failing() {
   result.judgement.findings = {{.tensor = "y_TD", .error = 1.0e-7, .tolerance = 1.0e-5},
                                {.tensor = "d_gate_ED",
                                 .verdict = Verdict::kFail,
-                                .cause = Cause::kMissingSum,
-                                .axes = {Axis::kTp},
+                                .explanation = {.cause = Cause::kMissingSum, .axes = {Axis::kTp}},
                                 .error = 0.644,
                                 .tolerance = 1.0e-5,
                                 .residual = 2.6e-7,
@@ -149,8 +148,9 @@ TEST(Json, GivesAPassingFindingNoCause) {
 TEST(Json, ListsTheCausesThatGiveTheSameNumbers) {
   Result result = Failing();
   Finding& finding = result.judgement.findings[1];
-  finding.cause = Cause::kAmbiguous;
-  finding.candidates = {{Cause::kMissingSum, {Axis::kTp}}, {Cause::kMeanForSum, {Axis::kEp}}};
+  finding.explanation = {.cause = Cause::kAmbiguous};
+  finding.candidates = {{.cause = Cause::kMissingSum, .axes = {Axis::kTp}},
+                        {.cause = Cause::kMeanForSum, .axes = {Axis::kEp}}};
   const Json json = ToJson({result}, Summarize({result}, 1));
   EXPECT_EQ(json["results"][0]["findings"][1]["candidates"].dump(),
             R"([{"cause":"missing_sum","axes":["tp"]},{"cause":"mean_for_sum","axes":["ep"]}])");

@@ -21,13 +21,13 @@ const Finding* WorstFinding(const Result& result) {
     if (finding.verdict != result.verdict) {
       continue;
     }
-    const bool named = finding.cause != Cause::kUnexplained && finding.cause != Cause::kNone;
+    const bool named = finding.explanation.cause != Cause::kUnexplained && finding.explanation.cause != Cause::kNone;
     const auto order = std::make_tuple(rank(finding), named ? 0 : 1, -finding.error);
     if (worst == nullptr) {
       worst = &finding;
       continue;
     }
-    const bool worst_named = worst->cause != Cause::kUnexplained && worst->cause != Cause::kNone;
+    const bool worst_named = worst->explanation.cause != Cause::kUnexplained && worst->explanation.cause != Cause::kNone;
     if (order < std::make_tuple(rank(*worst), worst_named ? 0 : 1, -worst->error)) {
       worst = &finding;
     }
