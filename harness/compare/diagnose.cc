@@ -6,327 +6,315 @@
 #include <algorithm>
 #include <cmath>
 
-#include "harness/compare/norms.h"
+#include "harness/compare/call_log.h"
+#include "harness/compare/explanation_text.h"
+#include "harness/compare/factor_causes.h"
+#include "harness/compare/replica_sums.h"
+#include "harness/compare/share_fit.h"
+#include "harness/compare/sum_causes.h"
+#include "harness/compare/value_causes.h"
 
 namespace moe {
 namespace {
 
-std::string AxesText(const std::vector<Axis>& axes) {
+bool SameCause(const Explanation& a, const Explanation& b) {
+  return a.cause == b.cause && a.axes == b.axes && a.used == b.used && a.sources == b.sources;
+}
+
+// Removes what holds of `drop` unless nothing would be left.
+template <typename Predicate>
+void Prefer(std::vector<Fit>& fits, const Predicate& keep) {
+  if (std::any_of(fits.begin(), fits.end(), keep)) {
+    std::erase_if(fits, [&](const Fit& fit) { return !keep(fit); });
+  }
+}
+
+class TensorDiagnosis {
+ public:
+  TensorDiagnosis(const Suspect& suspect, const Witnesses& witnesses, Finding& finding)
+      : suspect_(suspect),
+        log_(witnesses.contract, witnesses.calls),
+        contract_(witnesses.contract),
+        sums_(suspect, witnesses.contract),
+        finding_(finding) {}
+
+  void Run() {
+    std::vector<Fit> fits = sums_.Find();
+    for (Fit& fit : FindFactorCauses(suspect_, contract_)) {
+      fits.push_back(std::move(fit));
+    }
+    if (fits.empty()) {
+      fits = FindReplicaSums(suspect_);
+    }
+    fits = Narrow(Compete(std::move(fits)));
+    if (!fits.empty() && RefuseIfTooSmall(fits)) {
+      return;
+    }
+    if (fits.size() > 1) {
+      Ambiguous(fits);
+    } else if (fits.size() == 1) {
+      Name(fits.front());
+    } else if (!FindOther()) {
+      Unexplained();
+    }
+  }
+
+ private:
+  std::vector<Fit> Compete(std::vector<Fit> fits) const;
+  std::vector<Fit> Narrow(std::vector<Fit> fits) const;
+  bool RefuseIfTooSmall(const std::vector<Fit>& fits);
+  bool FindOther();
+  void Name(const Fit& fit);
+  void Ambiguous(const std::vector<Fit>& fits);
+  void Unexplained();
+  void Say(const std::string& what, const std::string& sentence) {
+    if (!sentence.empty()) {
+      finding_.evidence.push_back(fmt::format("{:<6} {}", what, sentence));
+    }
+  }
+  const SumCauses::Plan* PlanOf(const Fit& fit) const;
+
+  const Suspect& suspect_;
+  CallLog log_;
+  const StepContract* contract_;
+  SumCauses sums_;
+  Finding& finding_;
+};
+
+// Explanations compete: one that leaves several times what the best leaves is only near. Of the
+// same cause, the one without limits wins.
+std::vector<Fit> TensorDiagnosis::Compete(std::vector<Fit> fits) const {
+  double best = INFINITY;
+  for (const Fit& fit : fits) {
+    best = std::min(best, fit.residual);
+  }
+  std::erase_if(fits, [&](const Fit& fit) { return fit.residual > 4.0 * best + 1e-15; });
+  Prefer(fits, [](const Fit& fit) { return fit.everywhere; });
+  std::vector<Fit> different;
+  for (Fit& fit : fits) {
+    const bool is_known = std::any_of(different.begin(), different.end(), [&](const Fit& known) {
+      return SameCause(known.explanation, fit.explanation);
+    });
+    if (!is_known) {
+      different.push_back(std::move(fit));
+    }
+  }
+  // The axes of the other view explain what this one's cannot.
+  const auto is_own = [&](const Fit& fit) {
+    const auto& axes = fit.explanation.axes;
+    return std::all_of(axes.begin(), axes.end(),
+                       [&](Axis axis) { return suspect_.mesh().Has(axis); });
+  };
+  Prefer(different, is_own);
+  // A sum over fewer axes is the simpler story where both give the same values.
+  std::size_t fewest = SIZE_MAX;
+  for (const Fit& fit : different) {
+    if (fit.explanation.cause == Cause::kMissingSum) {
+      fewest = std::min(fewest, fit.explanation.axes.size());
+    }
+  }
+  std::erase_if(different, [&](const Fit& fit) {
+    return fit.explanation.cause == Cause::kMissingSum && fit.explanation.axes.size() > fewest;
+  });
+  // A sum that is simply missing is the simpler story than one rank's part in a sum of two.
+  const auto is_whole_sum = [](const Fit& fit) {
+    return fit.explanation.cause != Cause::kDroppedContribution &&
+           fit.explanation.cause != Cause::kDoubledContribution &&
+           fit.explanation.cause != Cause::kWrongGroup;
+  };
+  if (!log_.IsKnown()) {
+    Prefer(different, is_whole_sum);
+  }
+  return different;
+}
+
+// Where several causes give the same numbers, what is known of the program decides.
+std::vector<Fit> TensorDiagnosis::Narrow(std::vector<Fit> fits) const {
+  if (!log_.IsKnown()) {
+    return fits;
+  }
+  const std::string& name = suspect_.name();
+  const auto all = [](const std::vector<Axis>& axes, const auto& shows) {
+    return std::all_of(axes.begin(), axes.end(), shows);
+  };
+  const auto is_witnessed = [&](const Fit& fit) {
+    const Explanation& e = fit.explanation;
+    switch (e.cause) {
+      case Cause::kDoubleSum:
+        return all(e.axes, [&](Axis axis) { return log_.ShowsRepeat(name, axis); });
+      case Cause::kMeanForSum:
+        return all(e.axes, [&](Axis axis) { return log_.ShowsMean(name, axis); });
+      case Cause::kWrongGroup:
+        return all(e.used, [&](Axis axis) { return log_.ShowsStray(name, axis); });
+      default:
+        return false;
+    }
+  };
+  Prefer(fits, is_witnessed);
+  // No sum was made too often: what doubled the value was something else.
+  Prefer(fits, [&](const Fit& fit) {
+    return fit.explanation.cause != Cause::kDoubleSum || is_witnessed(fit);
+  });
+  const bool is_refuted = std::all_of(fits.begin(), fits.end(), [&](const Fit& fit) {
+    return fit.explanation.cause == Cause::kDoubleSum && !is_witnessed(fit);
+  });
+  if (!fits.empty() && is_refuted) {
+    double factor = 1.0;
+    for (const Axis axis : fits.front().explanation.axes) {
+      factor *= static_cast<double>(suspect_.mesh().SizeOf(axis));
+    }
+    Fit fit = fits.front();
+    fit.explanation = {.cause = Cause::kWrongScale, .factor = factor, .path = fit.explanation.path};
+    return {fit};
+  }
+  return fits;
+}
+
+const SumCauses::Plan* TensorDiagnosis::PlanOf(const Fit& fit) const {
+  const auto plan =
+      std::find_if(sums_.plans().begin(), sums_.plans().end(),
+                   [&](const SumCauses::Plan& p) { return fit.spread && p.spread == *fit.spread; });
+  return plan == sums_.plans().end() ? nullptr : &*plan;
+}
+
+// Fewer numbers than shares, or shares that are nearly the same: then a fit proves nothing.
+bool TensorDiagnosis::RefuseIfTooSmall(const std::vector<Fit>& fits) {
+  const Piece piece = suspect_.Load(0);
+  std::string reason = TooFewElements(piece);
+  const SumCauses::Plan* plan = PlanOf(fits.front());
+  if (reason.empty() && plan != nullptr && !fits.front().explanation.axes.empty()) {
+    reason = FitShares(sums_, suspect_, piece, *plan, fits.front().explanation.axes).obstacle;
+  }
+  if (reason.empty()) {
+    return false;
+  }
+  finding_.explanation = {.cause = Cause::kUnexplained};
+  for (const Fit& fit : fits) {
+    finding_.candidates.push_back(fit.explanation);
+  }
+  finding_.text = "wrong, but too small to tell why: " + reason;
+  return true;
+}
+
+void TensorDiagnosis::Name(const Fit& fit) {
+  finding_.explanation = fit.explanation;
+  finding_.residual = fit.residual;
+  finding_.text = ToText(fit.explanation);
+  if (!fit.everywhere) {
+    finding_.text += fmt::format(", on rank {} alone", fmt::join(finding_.ranks, ", "));
+  }
+  if (fit.explanation.factor) {
+    const std::string meaning = DescribeFactor(*fit.explanation.factor, suspect_.manifest());
+    finding_.text += meaning.empty() ? "" : ", which is " + meaning;
+  }
+  const SumCauses::Plan* plan = PlanOf(fit);
+  if (plan != nullptr && !fit.explanation.axes.empty()) {
+    for (const std::string& sentence : DescribeShares(sums_, suspect_, *plan, fit.explanation)) {
+      Say("why", sentence);
+    }
+  } else {
+    Say("why", fmt::format("this gives what every wrong rank holds to {:.1e}", fit.residual));
+  }
+  Say("where", log_.Sentence(suspect_.name(), fit.explanation));
+}
+
+void TensorDiagnosis::Ambiguous(const std::vector<Fit>& fits) {
+  finding_.explanation = {.cause = Cause::kAmbiguous};
+  finding_.residual = fits.front().residual;
+  std::vector<std::string> texts;
+  std::vector<Axis> axes;
+  for (const Fit& fit : fits) {
+    finding_.candidates.push_back(fit.explanation);
+    texts.push_back(ToText(fit.explanation));
+    for (const Axis axis : fit.explanation.axes) {
+      if (std::find(axes.begin(), axes.end(), axis) == axes.end()) {
+        axes.push_back(axis);
+      }
+    }
+  }
+  finding_.text = fmt::format("{}", fmt::join(texts, ", or "));
   std::vector<std::string> names;
   for (const Axis axis : axes) {
     names.emplace_back(ToText(axis));
   }
-  return fmt::format("{}", fmt::join(names, " * "));
+  Say("why",
+      fmt::format("these give the same numbers here; a layout in which {} {} tells them apart",
+                  fmt::join(names, " and "),
+                  axes.size() > 1 ? "have different sizes" : "has a size over 2"));
 }
 
-std::string CauseText(Cause cause, const std::vector<Axis>& axes) {
-  switch (cause) {
-    case Cause::kMissingSum:
-      return "missing sum over " + AxesText(axes);
-    case Cause::kDoubleSum:
-      return "sum over " + AxesText(axes) + " counted twice";
-    case Cause::kMeanForSum:
-      return "mean over " + AxesText(axes) + " instead of the sum";
-    default:
-      return std::string(ToText(cause));
+// Causes that are looked for only when no sum and no factor fits.
+bool TensorDiagnosis::FindOther() {
+  if (const auto fit = FindMisplacedShard(suspect_)) {
+    Name(*fit);
+    return true;
+  }
+  if (const auto fit = FindPermutation(suspect_)) {
+    Name(*fit);
+    return true;
+  }
+  if (const auto fit = FindLocalNormaliser(suspect_, sums_)) {
+    Name(*fit);
+    return true;
+  }
+  std::string where;
+  if (const auto fit = FindCorruption(suspect_, where)) {
+    Name(*fit);
+    finding_.text = "a few elements are wrong: " + where;
+    return true;
+  }
+  double bits = 0.0;
+  if (const auto fit = FindPrecision(suspect_, bits)) {
+    Name(*fit);
+    finding_.text += fmt::format(", as if to {:.0f} bits", bits);
+    return true;
+  }
+  if (const auto fit = FindRanksOfShares(sums_, suspect_)) {
+    Name(*fit);
+    return true;
+  }
+  if (const auto fit = FindStaleReplica(suspect_)) {
+    Name(*fit);
+    return true;
+  }
+  return false;
+}
+
+void TensorDiagnosis::Unexplained() {
+  finding_.explanation = {.cause = Cause::kUnexplained};
+  finding_.text = "wrong, and no fault of a sum, path, scale or order explains it";
+  if (!sums_.plans().empty() && !sums_.plans().front().sums.empty()) {
+    const Piece piece = suspect_.Load(0);
+    const SumCauses::Plan& plan = sums_.plans().front();
+    Say("why", FitShares(sums_, suspect_, piece, plan, plan.sums).text);
   }
 }
 
 }  // namespace
 
-Diagnosis::Diagnosis(const ObservedTensor& tensor, const Meshes& meshes,
-                     const StepContract* contract,
-                     const std::vector<std::vector<std::string>>& calls)
-    : tensor_(tensor), meshes_(meshes), contract_(contract), calls_(calls) {
-  const Mesh& own = tensor.mesh();
-  const Mesh& other = &own == &meshes.dense ? meshes.expert : meshes.dense;
-  for (const Mesh* mesh : {&own, &other}) {
-    std::vector<Axis> axes;
-    for (const Axis axis : mesh->axes) {
-      if (mesh->SizeOf(axis) > 1) {
-        axes.push_back(axis);
+void Diagnose(const Suspect& suspect, const Witnesses& witnesses, Finding& finding) {
+  TensorDiagnosis(suspect, witnesses, finding).Run();
+}
+
+void ShareCauses(std::vector<Finding>& findings) {
+  for (Finding& finding : findings) {
+    if (finding.explanation.cause != Cause::kAmbiguous) {
+      continue;
+    }
+    for (const Finding& other : findings) {
+      const auto same = std::find_if(
+          finding.candidates.begin(), finding.candidates.end(), [&](const Explanation& candidate) {
+            return other.verdict == Verdict::kFail && SameCause(candidate, other.explanation);
+          });
+      if (same != finding.candidates.end()) {
+        finding.explanation = *same;
+        finding.text = ToText(finding.explanation);
+        finding.evidence.push_back("       of the causes that fit, the one of " + other.tensor);
+        finding.candidates.clear();
+        break;
       }
     }
-    // Every product of axes; there are at most four.
-    for (std::uint32_t chosen = 1; chosen < (1U << axes.size()); ++chosen) {
-      std::vector<Axis> product;
-      for (std::size_t i = 0; i < axes.size(); ++i) {
-        if ((chosen >> i & 1U) != 0) {
-          product.push_back(axes[i]);
-        }
-      }
-      AddHypotheses(*mesh, product, mesh == &own);
-    }
   }
-}
-
-void Diagnosis::AddHypotheses(const Mesh& mesh, const std::vector<Axis>& axes, bool own_mesh) {
-  double size = 1.0;
-  bool replicates = true;
-  for (const Axis axis : axes) {
-    size *= static_cast<double>(mesh.SizeOf(axis));
-    replicates = replicates && (!own_mesh || PlacementOn(tensor_.claim().placements, axis).kind ==
-                                                 Placement::Kind::kReplicate);
-  }
-  // A missing sum leaves shares on ranks that should hold the same; the axes of the other view
-  // count where they cut this one's (an expert's edp holds dp_replicate), unless the same ranks are
-  // an axis of this one.
-  std::vector<std::size_t> group;
-  if (replicates) {
-    group = tensor_.Replicas(0, mesh, axes);
-  }
-  const bool seen = std::any_of(hypotheses_.begin(), hypotheses_.end(), [&](const Hypothesis& h) {
-    return h.cause == Cause::kMissingSum && tensor_.Replicas(0, *h.mesh, h.axes) == group;
-  });
-  if (group.size() > 1 && !seen) {
-    hypotheses_.push_back({.cause = Cause::kMissingSum, .axes = axes, .size = size, .mesh = &mesh});
-  }
-  // A doubled sum or a mean changes all ranks alike, also where the tensor ends up sharded over the
-  // axis (a reduce-scatter); it can only be of a sum that somebody carries out.
-  bool summed = own_mesh;
-  for (const Axis axis : axes) {
-    const ContractTensor* known = contract_ == nullptr ? nullptr : contract_->Find(tensor_.name());
-    if (known != nullptr) {
-      summed = summed && (std::count(known->owed.begin(), known->owed.end(), axis) > 0 ||
-                          std::count(known->settled.begin(), known->settled.end(), axis) > 0);
-    } else if (PlacementOn(tensor_.claim().placements, axis).kind == Placement::Kind::kShard) {
-      // Of a foreign program only the row tensors may be reduce-scattered over the axis they lie
-      // on.
-      summed = summed && tensor_.claim().mesh == MeshKind::kDense && axis == Axis::kTp;
-    }
-  }
-  if (summed) {
-    hypotheses_.push_back({.cause = Cause::kDoubleSum, .axes = axes, .size = size, .mesh = &mesh});
-    hypotheses_.push_back({.cause = Cause::kMeanForSum, .axes = axes, .size = size, .mesh = &mesh});
-  }
-}
-
-void Diagnosis::Add(const Unit& unit) {
-  for (std::size_t i = 0; i < unit.holders.size(); ++i) {
-    all_zero_ = all_zero_ && Norm(unit.got[i]) == 0.0;
-    const double want_want = Dot(unit.want[i], unit.want[i]);
-    if (std::sqrt(want_want) <= 4.0 * unit.allowed[i]) {
-      continue;  // Too small against rounding to say anything about a factor.
-    }
-    const double got_want = Dot(unit.got[i], unit.want[i]);
-    const double factor = got_want / want_want;
-    smallest_factor_ = want_want_ == 0.0 ? factor : std::min(smallest_factor_, factor);
-    largest_factor_ = want_want_ == 0.0 ? factor : std::max(largest_factor_, factor);
-    got_want_ += got_want;
-    want_want_ += want_want;
-    const double residual = Distance(unit.got[i], unit.want[i], factor);
-    const double allowed = 2.0 * unit.allowed[i] * std::max(1.0, std::abs(factor));
-    one_factor_ = one_factor_ && residual <= allowed;
-    largest_scale_residual_ = std::max(largest_scale_residual_, residual / std::sqrt(want_want));
-  }
-  for (Hypothesis& hypothesis : hypotheses_) {
-    if (hypothesis.holds) {
-      Try(hypothesis, unit);
-    }
-  }
-}
-
-void Diagnosis::Try(Hypothesis& hypothesis, const Unit& unit) const {
-  const auto judge = [&](double residual, double allowed, double want_norm) {
-    hypothesis.tried = true;
-    hypothesis.holds = hypothesis.holds && residual <= allowed;
-    if (want_norm > 0.0) {
-      hypothesis.residual = std::max(hypothesis.residual, residual / want_norm);
-    }
-  };
-  for (std::size_t i = 0; i < unit.holders.size(); ++i) {
-    const double want_norm = Norm(unit.want[i]);
-    if (hypothesis.cause == Cause::kDoubleSum) {
-      judge(Distance(unit.got[i], unit.want[i], hypothesis.size),
-            2.0 * hypothesis.size * unit.allowed[i], want_norm);
-    } else if (hypothesis.cause == Cause::kMeanForSum) {
-      judge(Distance(unit.got[i], unit.want[i], 1.0 / hypothesis.size),
-            2.0 * unit.allowed[i] / hypothesis.size, want_norm);
-    } else {
-      std::vector<double> sum(unit.got[i].size(), 0.0);
-      for (const std::size_t replica :
-           tensor_.Replicas(unit.holders[i], *hypothesis.mesh, hypothesis.axes)) {
-        const auto place = std::find(unit.holders.begin(), unit.holders.end(), replica);
-        if (place == unit.holders.end()) {
-          hypothesis.holds = false;
-          return;
-        }
-        const auto& share = unit.got[static_cast<std::size_t>(place - unit.holders.begin())];
-        std::transform(sum.begin(), sum.end(), share.begin(), sum.begin(), std::plus<>());
-        if (Distance(share, unit.got[i]) > 2.0 * unit.allowed[i]) {
-          hypothesis.replicas_differ = true;
-        }
-      }
-      judge(Distance(sum, unit.want[i]), 2.0 * std::sqrt(hypothesis.size) * unit.allowed[i],
-            want_norm);
-    }
-  }
-}
-
-std::vector<const Diagnosis::Hypothesis*> Diagnosis::Fitting() const {
-  std::vector<const Hypothesis*> fitting;
-  for (const Hypothesis& hypothesis : hypotheses_) {
-    // Equal shares that add up are what a mean leaves behind, not a missing sum.
-    const bool informative = hypothesis.cause != Cause::kMissingSum || hypothesis.replicas_differ;
-    if (hypothesis.tried && hypothesis.holds && informative) {
-      fitting.push_back(&hypothesis);
-    }
-  }
-  // The axes of the other view explain what this one's cannot.
-  const auto is_own = [&](const Hypothesis* h) { return h->mesh == &tensor_.mesh(); };
-  if (std::any_of(fitting.begin(), fitting.end(), is_own)) {
-    std::erase_if(fitting, [&](const Hypothesis* h) { return !is_own(h); });
-  }
-  // Explanations compete: one that leaves several times what the best leaves is only near.
-  double best = INFINITY;
-  for (const Hypothesis* hypothesis : fitting) {
-    best = std::min(best, hypothesis->residual);
-  }
-  std::erase_if(fitting, [&](const Hypothesis* h) { return h->residual > 4.0 * best + 1e-15; });
-  return fitting;
-}
-
-bool Diagnosis::CalledMoreThanOwed(Axis axis) const {
-  if (contract_ == nullptr || calls_.empty()) {
-    return false;
-  }
-  const Reduction reduction{tensor_.name(), axis};
-  const std::ptrdiff_t owed = contract_->Owes(reduction) ? 1 : 0;
-  return std::any_of(calls_.begin(), calls_.end(), [&](const auto& calls) {
-    return std::count(calls.begin(), calls.end(), ToText(reduction)) > owed;
-  });
-}
-
-// Where several causes give the same numbers, what is known of the program decides: the call log
-// says which sum was carried out too often.
-std::vector<const Diagnosis::Hypothesis*> Diagnosis::Narrow(
-    std::vector<const Hypothesis*> fitting) const {
-  if (fitting.size() < 2) {
-    return fitting;
-  }
-  std::vector<const Hypothesis*> witnessed;
-  for (const Hypothesis* hypothesis : fitting) {
-    if (hypothesis->cause == Cause::kDoubleSum &&
-        std::all_of(hypothesis->axes.begin(), hypothesis->axes.end(),
-                    [&](Axis axis) { return CalledMoreThanOwed(axis); })) {
-      witnessed.push_back(hypothesis);
-    }
-  }
-  return witnessed.size() == 1 ? witnessed : fitting;
-}
-
-// What the contract and the call log say of the sums in question: where a share is left over, the
-// owed sums that never happened, be they this tensor's own or one that it is made from.
-std::string Diagnosis::WhereSentence(const Hypothesis& hypothesis) const {
-  if (contract_ == nullptr || calls_.empty()) {
-    return "";
-  }
-  std::size_t logged = 0;
-  for (const auto& calls : calls_) {
-    logged = std::max(logged, calls.size());
-  }
-  const auto times = [&](const Reduction& reduction) {
-    std::ptrdiff_t most = 0;
-    for (const auto& calls : calls_) {
-      most = std::max(most, std::count(calls.begin(), calls.end(), ToText(reduction)));
-    }
-    return most;
-  };
-  const auto concerns = [&](const Reduction& reduction) {
-    return std::find(hypothesis.axes.begin(), hypothesis.axes.end(), reduction.axis) !=
-           hypothesis.axes.end();
-  };
-  std::vector<std::string> texts;
-  for (const Reduction& reduction : contract_->Owed()) {
-    if (hypothesis.cause == Cause::kMissingSum && concerns(reduction) && times(reduction) == 0) {
-      texts.push_back(fmt::format("{} is in the contract and not in the call log ({} sums)",
-                                  ToText(reduction), logged));
-    }
-  }
-  for (const Axis axis : hypothesis.axes) {
-    const Reduction own{tensor_.name(), axis};
-    if (texts.empty() && times(own) > 0) {
-      texts.push_back(fmt::format("{} is {} in the contract and {} times in the call log ({} sums)",
-                                  ToText(own), contract_->Owes(own) ? "once" : "not", times(own),
-                                  logged));
-    }
-  }
-  return fmt::format("{}", fmt::join(texts, "; "));
-}
-
-void Diagnosis::Explain(Finding& finding) const {
-  const std::vector<const Hypothesis*> fitting = Narrow(Fitting());
-  if (fitting.size() == 1) {
-    const Hypothesis& found = *fitting.front();
-    finding.explanation.cause = found.cause;
-    finding.explanation.axes = found.axes;
-    finding.residual = found.residual;
-    finding.text = CauseText(found.cause, found.axes);
-    if (found.cause == Cause::kMissingSum) {
-      finding.evidence.push_back(
-          fmt::format("why    adding up the {:.0f} ranks of {} gives the reference to {:.1e}, so "
-                      "each holds a share; "
-                      "replicas on {} must agree and do not",
-                      found.size, AxesText(found.axes), found.residual, AxesText(found.axes)));
-    } else {
-      finding.evidence.push_back(
-          fmt::format("why    every rank holds the reference {} {:.0f}, the size of {}, to {:.1e}",
-                      found.cause == Cause::kDoubleSum ? "times" : "divided by", found.size,
-                      AxesText(found.axes), found.residual));
-    }
-    if (const std::string where = WhereSentence(found); !where.empty()) {
-      finding.evidence.push_back("where  " + where);
-    }
-    return;
-  }
-  if (!fitting.empty()) {
-    finding.explanation.cause = Cause::kAmbiguous;
-    finding.residual = fitting.front()->residual;
-    std::vector<std::string> texts;
-    for (const Hypothesis* hypothesis : fitting) {
-      finding.candidates.push_back({.cause = hypothesis->cause, .axes = hypothesis->axes});
-      texts.push_back(CauseText(hypothesis->cause, hypothesis->axes));
-    }
-    finding.text = fmt::format("{}", fmt::join(texts, ", or "));
-    finding.evidence.push_back(
-        "why    these give the same numbers here; a layout in which the sizes of those "
-        "axes differ tells them apart");
-    return;
-  }
-  const double factor = want_want_ > 0.0 ? got_want_ / want_want_ : 0.0;
-  const bool same =
-      largest_factor_ - smallest_factor_ <=
-      4.0 * std::max(largest_scale_residual_, 1e-12) * std::max(1.0, std::abs(factor));
-  // A factor that is nearer to 1 than what it leaves unexplained explains nothing.
-  const bool telling = std::abs(factor - 1.0) > 2.0 * largest_scale_residual_;
-  if (want_want_ > 0.0 && one_factor_ && same && telling && std::abs(factor) > 1e-9) {
-    finding.explanation.cause = Cause::kWrongScale;
-    finding.explanation.factor = factor;
-    finding.residual = largest_scale_residual_;
-    std::vector<std::string> axes;
-    for (const Mesh* mesh : {&meshes_.dense, &meshes_.expert}) {
-      for (const Axis axis : mesh->axes) {
-        const auto size = static_cast<double>(mesh->SizeOf(axis));
-        const double of_size = factor > 1.0 ? factor / size : factor * size;
-        if (size > 1.0 && std::abs(of_size - 1.0) < 1e-2) {
-          axes.emplace_back(ToText(axis));
-        }
-      }
-    }
-    finding.text = fmt::format("wrong scale: {:.6g} times the reference", factor);
-    if (!axes.empty()) {
-      finding.text += fmt::format(", which is {}the size of {}", factor > 1.0 ? "" : "1 over ",
-                                  fmt::join(axes, " and of "));
-    }
-    finding.evidence.push_back(
-        fmt::format("why    every slice of every rank is the reference times {:.6g}, to "
-                    "{:.1e}; no sum of the contract explains it",
-                    factor, finding.residual));
-    return;
-  }
-  finding.explanation.cause = Cause::kUnexplained;
-  finding.text = all_zero_ ? "zero on every rank, which the reference is not"
-                           : "wrong, and no missing, doubled or averaged sum explains it";
 }
 
 }  // namespace moe

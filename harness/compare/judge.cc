@@ -34,34 +34,46 @@ class TensorJudge {
   TensorJudge(const Dump& dump, const std::string& name, const JudgeOptions& options)
       : options_(options),
         observed_(dump, name),
-        diagnosis_(observed_, dump.manifest.meshes, options.contract, options.calls),
         dtype_(dump.manifest.dtype),
         golden_counts_(!CoarsensAnything(dump.manifest)) {
     finding_.tensor = name;
     tolerance_ = GoldenTolerance();
+    for (const ObservedTensor::Holder& holder : observed_.holders()) {
+      const auto units = static_cast<std::size_t>(observed_.UnitsOf(holder));
+      measurement_.allowed.emplace_back(units, 0.0);
+      measurement_.error.emplace_back(units, 0.0);
+    }
   }
 
   // Judges unit `global_unit` of every holder that has it. The rows and columns of `want` are the
   // last two dimensions of the unit (or its only one).
   void JudgeUnit(std::int64_t global_unit, const Matrix& value, const Matrix& deviation);
-  Finding Finish();
+  // The finding; of a tensor that fails with its cause, which `ledger` helps to find.
+  Finding Finish(const Manifest& manifest, Ledger& ledger);
   const Judgement::Measured& measured() const { return measured_; }
   double want_norm() const { return std::sqrt(want_squares_); }
   const ObservedTensor& observed() const { return observed_; }
   bool proves_something() const { return telling_units_ > 0; }
 
  private:
+  // What the holders of one unit hold, and by how much (L2) each may be off.
+  struct Unit {
+    std::vector<std::size_t> holders;
+    std::vector<std::vector<double>> got;
+    std::vector<double> allowed;
+  };
+
   std::optional<double> GoldenTolerance() const;
   double AllowedError(double want_norm, double deviation_norm) const;
   void NoteCorruption(const ObservedTensor::Holder& holder, std::int64_t global_unit,
                       const std::vector<double>& got);
-  void CompareReplicas(const Diagnosis::Unit& unit, std::int64_t global_unit);
+  void CompareReplicas(const Unit& unit, std::int64_t global_unit);
   std::string UnitName(std::int64_t global_unit) const;
   void Fail(const ObservedTensor::Holder& holder);
 
   const JudgeOptions& options_;
   ObservedTensor observed_;
-  Diagnosis diagnosis_;
+  Measurement measurement_;
   Dtype dtype_;
   bool golden_counts_;
   std::optional<double> tolerance_;
@@ -138,7 +150,7 @@ void TensorJudge::NoteCorruption(const ObservedTensor::Holder& holder, std::int6
                             fmt::join(index, ", "), fmt::join(holder.ranks, " + "));
 }
 
-void TensorJudge::CompareReplicas(const Diagnosis::Unit& unit, std::int64_t global_unit) {
+void TensorJudge::CompareReplicas(const Unit& unit, std::int64_t global_unit) {
   std::vector<Axis> replicating;
   for (const Axis axis : observed_.mesh().axes) {
     if (PlacementOn(observed_.claim().placements, axis).kind == Placement::Kind::kReplicate) {
@@ -166,7 +178,7 @@ void TensorJudge::CompareReplicas(const Diagnosis::Unit& unit, std::int64_t glob
 
 void TensorJudge::JudgeUnit(std::int64_t global_unit, const Matrix& value,
                             const Matrix& deviation) {
-  Diagnosis::Unit unit;
+  Unit unit;
   bool finite = true;
   for (std::size_t h = 0; h < observed_.holders().size(); ++h) {
     const ObservedTensor::Holder& holder = observed_.holders()[h];
@@ -225,18 +237,16 @@ void TensorJudge::JudgeUnit(std::int64_t global_unit, const Matrix& value,
     finite = finite && std::isfinite(error);
     unit.holders.push_back(h);
     unit.got.push_back(std::move(got));
-    unit.want.push_back(std::move(want));
     unit.allowed.push_back(allowed);
+    measurement_.allowed[h][static_cast<std::size_t>(local)] = allowed;
+    measurement_.error[h][static_cast<std::size_t>(local)] = error;
   }
-  if (finite) {
-    if (finding_.verdict == Verdict::kFail) {
-      CompareReplicas(unit, global_unit);
-    }
-    diagnosis_.Add(unit);
+  if (finite && finding_.verdict == Verdict::kFail) {
+    CompareReplicas(unit, global_unit);
   }
 }
 
-Finding TensorJudge::Finish() {
+Finding TensorJudge::Finish(const Manifest& manifest, Ledger& ledger) {
   std::sort(finding_.ranks.begin(), finding_.ranks.end());
   if (finding_.verdict != Verdict::kFail) {
     return finding_;
@@ -268,7 +278,8 @@ Finding TensorJudge::Finish() {
             ? fmt::format("; the smallest planted fault gives {:.1e}", *entry.fault_floor)
             : ""));
   }
-  diagnosis_.Explain(finding_);
+  const Suspect suspect(observed_, measurement_, manifest, ledger);
+  Diagnose(suspect, {.contract = options_.contract, .calls = options_.calls}, finding_);
   if (finding_.explanation.cause == Cause::kUnexplained && !replicas_that_differ_.empty()) {
     finding_.evidence.push_back(
         fmt::format("why    replicas must agree, and those of {} differ by {:.2e} (L2)",
@@ -569,10 +580,12 @@ Judgement DumpJudge::Run() {
   JudgeWhole("d_shared_gate_D", want.d_shared_gate_D);
   CheckAgainstGolden();
   CompareCounts(want);
+  Ledger ledger(manifest_, problem_, observed_routing_ ? *observed_routing_ : own_routing_);
   for (const std::string& name : order) {
-    judgement_.findings.push_back(judges_.at(name)->Finish());
+    judgement_.findings.push_back(judges_.at(name)->Finish(manifest_, ledger));
     judgement_.measured[name] = judges_.at(name)->measured();
   }
+  ShareCauses(judgement_.findings);
   CheckThatSomethingWasTested(want);
   const auto has = [&](Verdict verdict) {
     return std::any_of(judgement_.findings.begin(), judgement_.findings.end(),

@@ -361,7 +361,7 @@ TEST(Judge, GivesTheFactorOfAWrongScale) {
   EXPECT_NEAR(gate.explanation.factor.value(), 5.0, 1e-12);
   EXPECT_EQ(Told(step.FindingOf("d_w1_EFD")),
             "fail: wrong_scale [] wrong scale: 2 times the reference, which is the size of "
-            "dp_shard and of ep");
+            "dp_shard, or the size of ep, or top_k");
 }
 
 TEST(Judge, AppliesTheDeclaredScale) {
@@ -388,13 +388,14 @@ TEST(Judge, FindsTheFirstNumberThatIsNone) {
   }
 }
 
-TEST(Judge, BlamesTheOneReplicaThatIsWrong) {
+TEST(Judge, BlamesTheOneElementThatIsWrong) {
   Step step("dp2.tp3.ep2.etp1");
   step.Run().Tamper("d_gate_ED",
                     [](std::int64_t rank, Values& local) { local[9] += rank == 4 ? 0.5 : 0.0; });
   const Finding finding = step.FindingOf("d_gate_ED");
   EXPECT_EQ(finding.verdict, Verdict::kFail);
-  EXPECT_EQ(finding.explanation.cause, Cause::kUnexplained);
+  EXPECT_EQ(finding.explanation.cause, Cause::kCorruption);
+  EXPECT_TRUE(finding.text.starts_with("a few elements are wrong: [1, 1] is ")) << finding.text;
   EXPECT_EQ(finding.ranks, (Ranks{4}));
   ASSERT_FALSE(finding.evidence.empty());
   EXPECT_TRUE(Has(finding.evidence[0], "worst: expert 1 on rank 4"));
@@ -412,7 +413,7 @@ TEST(Judge, SaysThatAGradientNeverCame) {
   Step step("tp2");
   step.Run().Scale("d_gate_ED", 0.0);
   EXPECT_EQ(Told(step.FindingOf("d_gate_ED")),
-            "fail: unexplained [] zero on every rank, which the reference is not");
+            "fail: lost_path [] nothing comes along the scores path");
 }
 
 TEST(Judge, FollowsStridedShards) {

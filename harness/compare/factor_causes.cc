@@ -1,0 +1,300 @@
+#include "harness/compare/factor_causes.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <Eigen/Dense>
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "harness/compare/norms.h"
+
+namespace moe {
+namespace {
+
+bool Contains(const std::vector<Axis>& axes, Axis axis) {
+  return std::find(axes.begin(), axes.end(), axis) != axes.end();
+}
+
+// Axes over which somebody may sum a finished value once more: those of the tensor's own mesh that
+// the contract speaks of; of a foreign program those that do not cut the tensor, and tp for rows,
+// which may be reduce-scattered.
+std::vector<Axis> RepeatableAxes(const Suspect& suspect, const StepContract* contract) {
+  const ContractTensor* known = contract ? contract->Find(suspect.name()) : nullptr;
+  const bool has_rows = suspect.name() == "y_TD" || suspect.name() == "d_x_TD";
+  std::vector<Axis> axes;
+  for (const Axis axis : suspect.mesh().axes) {
+    const Placement placement = PlacementOn(suspect.observed().claim().placements, axis);
+    const bool is_cut = placement.kind == Placement::Kind::kShard ||
+                        placement.kind == Placement::Kind::kStridedShard;
+    const bool may_be_summed = known != nullptr
+                                   ? Contains(known->owed, axis) || Contains(known->settled, axis)
+                                   : !is_cut || (has_rows && axis == Axis::kTp);
+    if (suspect.mesh().SizeOf(axis) > 1 && may_be_summed) {
+      axes.push_back(axis);
+    }
+  }
+  return axes;
+}
+
+// What a tensor with one path alone is lost along.
+std::string OnlyPathOf(const std::string& tensor) {
+  return tensor.starts_with("d_gate")     ? "scores"
+         : tensor.starts_with("d_shared") ? "shared"
+         : IsExpertWeight(tensor)         ? "experts"
+                                          : "";
+}
+
+struct PathFactors {
+  Eigen::VectorXd factor;
+  Eigen::VectorXd uncertainty;
+};
+
+// Least squares over all pieces of one holder. Normal equations: there are at most three unknowns,
+// and the result is checked against the values afterwards.
+std::map<std::size_t, PathFactors> FitHolders(const Suspect& suspect,
+                                              const std::vector<std::string>& paths) {
+  struct Sums {
+    Eigen::MatrixXd gram;
+    Eigen::VectorXd right;
+    double allowed = 0.0;
+  };
+  const auto count = static_cast<Eigen::Index>(paths.size());
+  std::map<std::size_t, Sums> sums;
+  for (std::size_t index = 0; index < suspect.Pieces(); ++index) {
+    if (!suspect.HolderIsWrong(suspect.HolderOf(index))) {
+      continue;
+    }
+    const Piece piece = suspect.Load(index);
+    Sums& sum = sums[piece.holder];
+    if (sum.gram.size() == 0) {
+      sum.gram = Eigen::MatrixXd::Zero(count, count);
+      sum.right = Eigen::VectorXd::Zero(count);
+    }
+    std::vector<std::vector<double>> parts;
+    for (const std::string& path : paths) {
+      parts.push_back(path.empty() ? piece.want
+                                   : suspect.ledger().Whole(suspect.name(), path, piece.slice));
+    }
+    for (Eigen::Index i = 0; i < count; ++i) {
+      const auto& part = parts[static_cast<std::size_t>(i)];
+      sum.right(i) += Dot(part, piece.got);
+      for (Eigen::Index j = 0; j < count; ++j) {
+        sum.gram(i, j) += Dot(part, parts[static_cast<std::size_t>(j)]);
+      }
+    }
+    for (const double allowed : piece.allowed) {
+      sum.allowed += allowed * allowed;
+    }
+  }
+  std::map<std::size_t, PathFactors> fits;
+  for (const auto& [holder, sum] : sums) {
+    const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(sum.gram);
+    const double smallest = eigen.eigenvalues().minCoeff();
+    if (smallest <= 1e-10 * eigen.eigenvalues().maxCoeff()) {
+      continue;  // the paths cannot be told apart here
+    }
+    const Eigen::VectorXd factor = sum.gram.ldlt().solve(sum.right);
+    const Eigen::VectorXd uncertainty =
+        (2.0 * std::sqrt(sum.allowed) * factor.cwiseAbs().cwiseMax(1.0)) / std::sqrt(smallest);
+    fits[holder] = {factor, uncertainty};
+  }
+  return fits;
+}
+
+// The whole number, or one over a whole number, that `factor` is within its uncertainty.
+double Snap(double factor, double uncertainty) {
+  const double slack = uncertainty + 1e-9;
+  if (std::abs(factor - std::round(factor)) <= slack) {
+    return std::round(factor);
+  }
+  const double inverse = std::round(1.0 / factor);
+  return std::abs(factor - 1.0 / inverse) <= slack ? 1.0 / inverse : factor;
+}
+
+bool Explains(const Suspect& suspect, const std::vector<std::string>& paths,
+              const std::vector<double>& factors, double& residual) {
+  for (std::size_t index = 0; index < suspect.Pieces(); ++index) {
+    if (!suspect.HolderIsWrong(suspect.HolderOf(index))) {
+      continue;
+    }
+    const Piece piece = suspect.Load(index);
+    std::vector<double> predicted(piece.got.size(), 0.0);
+    for (std::size_t path = 0; path < paths.size(); ++path) {
+      const std::vector<double> part =
+          paths[path].empty() ? piece.want
+                              : suspect.ledger().Whole(suspect.name(), paths[path], piece.slice);
+      for (std::size_t i = 0; i < predicted.size(); ++i) {
+        predicted[i] += factors[path] * part[i];
+      }
+    }
+    if (!suspect.Explains(piece, predicted, residual)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+std::vector<Explanation> CausesOf(const Suspect& suspect, const StepContract* contract,
+                                  double factor, const std::vector<bool>& affected,
+                                  const std::vector<std::string>& paths) {
+  const std::string path = PathText(paths, affected);
+  if (factor == 0.0) {
+    const std::string lost = !path.empty()       ? path
+                             : paths.size() == 1 ? OnlyPathOf(suspect.name())
+                                                 : PathText(paths, affected);
+    return {{.cause = Cause::kLostPath,
+             .path = lost.empty() ? fmt::format("{}", fmt::join(paths, " and ")) : lost}};
+  }
+  std::vector<Explanation> causes;
+  const auto subsets = PathSubsetsOf(suspect, contract);
+  if (std::find(subsets.begin(), subsets.end(), affected) != subsets.end()) {
+    for (const auto& product : ProductsOf(RepeatableAxes(suspect, contract))) {
+      double size = 1.0;
+      for (const Axis axis : product) {
+        size *= static_cast<double>(suspect.mesh().SizeOf(axis));
+      }
+      if (factor == size || factor == 1.0 / size) {
+        causes.push_back({.cause = factor > 1.0 ? Cause::kDoubleSum : Cause::kMeanForSum,
+                          .axes = product,
+                          .path = path});
+      }
+    }
+  }
+  if (factor == 2.0 && !path.empty()) {
+    causes.push_back({.cause = Cause::kDoubledPath, .path = path});
+  }
+  if (causes.empty()) {
+    causes.push_back({.cause = Cause::kWrongScale, .factor = factor, .path = path});
+  }
+  return causes;
+}
+
+// One factor, on the paths that are affected.
+struct FactorFit {
+  double factor = 1.0;
+  std::vector<bool> affected;
+  double residual = 0.0;
+};
+
+// The factors that the holder with the smallest uncertainty gives, if they explain all holders.
+std::optional<std::vector<double>> CommonFactors(const Suspect& suspect,
+                                                 const std::vector<std::string>& paths,
+                                                 double& residual) {
+  const auto holders = FitHolders(suspect, paths);
+  if (holders.empty()) {
+    return std::nullopt;
+  }
+  const auto best =
+      std::min_element(holders.begin(), holders.end(), [](const auto& a, const auto& b) {
+        return a.second.uncertainty.norm() < b.second.uncertainty.norm();
+      });
+  const PathFactors& fit = best->second;
+  std::vector<double> snapped;
+  for (Eigen::Index path = 0; path < fit.factor.size(); ++path) {
+    snapped.push_back(Snap(fit.factor(path), fit.uncertainty(path)));
+  }
+  if (Explains(suspect, paths, snapped, residual)) {
+    return snapped;
+  }
+  residual = 0.0;
+  const std::vector<double> raw(fit.factor.data(), fit.factor.data() + fit.factor.size());
+  return Explains(suspect, paths, raw, residual) ? std::optional(raw) : std::nullopt;
+}
+
+std::optional<FactorFit> FindFactor(const Suspect& suspect, const std::vector<std::string>& paths) {
+  FactorFit fit;
+  // The simplest first: the whole tensor, as if it had one path.
+  if (const auto factor = CommonFactors(suspect, {""}, fit.residual)) {
+    fit.factor = factor->front();
+    fit.affected.assign(paths.size(), true);
+    return fit;
+  }
+  fit.residual = 0.0;
+  const auto factors =
+      paths.size() > 1 ? CommonFactors(suspect, paths, fit.residual) : std::nullopt;
+  if (!factors) {
+    return std::nullopt;
+  }
+  for (const double factor : *factors) {
+    // Snapped to 1 where it can be; what is near it without being it was not.
+    fit.affected.push_back(std::abs(factor - 1.0) > 1e-6);
+    if (!fit.affected.back()) {
+      continue;
+    }
+    if (fit.factor != 1.0 && std::abs(factor - fit.factor) > 1e-6 * std::abs(factor)) {
+      return std::nullopt;  // two causes at once
+    }
+    fit.factor = factor;
+  }
+  return fit;
+}
+
+}  // namespace
+
+std::vector<Fit> FindFactorCauses(const Suspect& suspect, const StepContract* contract) {
+  const std::vector<std::string> paths = suspect.ledger().PathsOf(suspect.name());
+  const auto found = FindFactor(suspect, paths);
+  // A factor that is nearer to 1 than what it leaves unexplained explains nothing.
+  if (!found || std::abs(found->factor - 1.0) <= 2.0 * found->residual) {
+    return {};
+  }
+  bool everywhere = true;
+  for (std::size_t index = 0; index < suspect.Pieces(); ++index) {
+    everywhere = everywhere && suspect.HolderIsWrong(suspect.HolderOf(index));
+  }
+  std::vector<Fit> fits;
+  for (Explanation& cause : CausesOf(suspect, contract, found->factor, found->affected, paths)) {
+    fits.push_back(
+        {.explanation = std::move(cause), .residual = found->residual, .everywhere = everywhere});
+  }
+  return fits;
+}
+
+std::string DescribeFactor(double factor, const Manifest& manifest) {
+  std::map<std::string, double> sizes;
+  for (const Mesh* mesh : {&manifest.meshes.dense, &manifest.meshes.expert}) {
+    for (const Axis axis : mesh->axes) {
+      sizes[fmt::format("the size of {}", ToText(axis))] = static_cast<double>(mesh->SizeOf(axis));
+    }
+  }
+  sizes["top_k"] = static_cast<double>(manifest.model.top_k);
+  sizes["the local batch"] = static_cast<double>(manifest.layout.local_batch);
+  sizes["the number of ranks"] = static_cast<double>(manifest.WorldSize());
+  sizes["the number of experts"] = static_cast<double>(manifest.model.experts);
+  sizes["the number of tokens"] = static_cast<double>(manifest.model.tokens);
+  if (!manifest.tokens.empty()) {
+    sizes["a rank's number of tokens"] = static_cast<double>(manifest.tokens.front().size());
+  }
+  sizes["route_scale"] = manifest.model.route_scale;
+  std::erase_if(sizes, [](const auto& size) { return size.second == 1.0; });
+  const auto is = [&](double value) { return std::abs(factor / value - 1.0) < 1e-2; };
+  std::vector<std::string> found;
+  for (const auto& [name, size] : sizes) {
+    if (is(size)) {
+      found.push_back(name);
+    } else if (is(1.0 / size)) {
+      found.push_back("1 over " + name);
+    }
+  }
+  if (found.empty()) {
+    for (const auto& [name, size] : sizes) {
+      for (const auto& [other, divisor] : sizes) {
+        if (name != other && is(size / divisor)) {
+          found.push_back(fmt::format("{} over {}", name, other));
+        }
+        if (name < other && (is(size * divisor) || is(1.0 / (size * divisor)))) {
+          found.push_back(fmt::format("{}{} times {}", factor > 1.0 ? "" : "1 over ", name, other));
+        }
+      }
+    }
+  }
+  constexpr std::size_t kMostNamed = 3;
+  if (found.size() > kMostNamed) {
+    found.resize(kMostNamed);
+  }
+  return fmt::format("{}", fmt::join(found, ", or "));
+}
+
+}  // namespace moe

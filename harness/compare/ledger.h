@@ -1,0 +1,101 @@
+// Which rank had which share of a tensor before any sum over ranks: the reference's contributions,
+// handed to the ranks the way a parallel step spreads the work. A sum over an axis adds up shares,
+// so what a rank holds in the end says which shares it got.
+//
+// How the work lies is not in a dump. The ways that steps are known to use are tried (Spread), and
+// one counts only if its shares add up to the reference.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "harness/dump/manifest.h"
+#include "reference/contributions.h"
+
+namespace moe {
+
+enum class Spread {
+  kTokens,       // each rank has its own tokens, whole experts
+  kFlatTokens,   // tp splits the flattened tokens of a data-parallel share (torchtitan, etp 1)
+  kHiddenUnits,  // tp has all tokens of the share, each rank a slice of the hidden units
+  kOwners,       // each rank has the tokens of its ep group, its own experts
+  // Shares that do not add up to the whole, since no rank saw the others' part: tokens of one tp
+  // rank with the hidden units or the flat slice of the same; own tokens with own experts.
+  kUngatheredTokens,
+  kUngatheredOwners,
+};
+
+class Ledger {
+ public:
+  // Everything must outlive this. Nothing is computed before it is asked for.
+  Ledger(const Manifest& manifest, const reference::Problem& problem,
+         const reference::Routing& routing);
+
+  // Those that make sense under the manifest's layout.
+  const std::vector<Spread>& spreads() const { return spreads_; }
+
+  // Paths that the shares of a tensor are kept apart by: "routed", "shared" and, of d_x_TD, "gate"
+  // for tensors with rows of tokens, as far as the model has them; one of "" for all others.
+  std::vector<std::string> PathsOf(const std::string& tensor) const;
+
+  // Whether the ledger knows this tensor: a result of the model, or tokens_per_expert_E.
+  bool Knows(const std::string& tensor) const;
+
+  // The share of rank `source` along `path`, at the places `slice` (global indices), row-major.
+  std::vector<double> Share(Spread spread, const std::string& tensor, const std::string& path,
+                            std::int64_t source, const Slice& slice);
+
+  // The same of all ranks together: what a correct step gives.
+  std::vector<double> Whole(const std::string& tensor, const std::string& path, const Slice& slice);
+
+  // How many tokens the ranks `sources` bring to their shares of `tensor` under `spread`.
+  std::int64_t TokenCount(Spread spread, const std::string& tensor,
+                          const std::vector<std::int64_t>& sources) const;
+
+ private:
+  // What a share is made of.
+  struct Parts {
+    std::vector<bool> in_T;
+    std::int64_t owner = -1;  // -1: all
+    std::int64_t slice = -1;
+    std::int64_t shared_slice = -1;
+    auto operator<=>(const Parts&) const = default;
+  };
+
+  Parts PartsOf(Spread spread, const std::string& tensor, const std::string& path,
+                std::int64_t source) const;
+  std::vector<double> Read(const std::string& tensor, const std::string& path, const Parts& parts,
+                           const Slice& slice);
+  const reference::Matrix& Gradient(const std::string& tensor, std::int64_t expert,
+                                    const Parts& parts);
+  reference::Matrix MakeGradient(const std::string& tensor, std::int64_t expert,
+                                 const Parts& parts);
+  const reference::Contributions& Terms(bool by_owner);
+  const reference::ExpertSums& ExpertTerms(std::int64_t expert);
+  std::int64_t Coordinate(std::int64_t rank, Axis axis) const;
+  // Tokens of rank `rank` where the routed experts are concerned.
+  const std::vector<bool>& RoutedTokens(Spread spread, std::int64_t rank) const;
+
+  const Manifest& manifest_;
+  const reference::Problem& problem_;
+  const reference::Routing& routing_;
+  std::vector<Spread> spreads_;
+  std::int64_t owners_;  // parts that the axes cut evenly; 1 where they do not
+  std::int64_t slices_;
+  std::int64_t shared_slices_;
+  bool slices_hidden_;                   // etp = tp > 1: tp has all tokens, slices of hidden units
+  std::vector<std::vector<bool>> own_;   // tokens by rank: its rows,
+  std::vector<std::vector<bool>> tp_;    // those of its tp group,
+  std::vector<std::vector<bool>> flat_;  // its part of these in order,
+  std::vector<std::vector<bool>> ep_;    // those of its ep group
+  std::map<bool, std::unique_ptr<reference::Contributions>> terms_;  // split by owner, or by slice
+  std::map<std::int64_t, reference::ExpertSums> expert_terms_;
+  std::map<std::tuple<std::string, std::int64_t, Parts>, reference::Matrix> gradients_;
+  std::int64_t kept_ = 0;  // numbers in the two maps above
+};
+
+}  // namespace moe

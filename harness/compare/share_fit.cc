@@ -1,0 +1,209 @@
+#include "harness/compare/share_fit.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <Eigen/Dense>
+#include <algorithm>
+#include <cmath>
+
+#include "harness/compare/norms.h"
+
+namespace moe {
+namespace {
+
+const Mesh& MeshOf(const Suspect& suspect, const std::vector<Axis>& axes) {
+  const Meshes& meshes = suspect.manifest().meshes;
+  return meshes.dense.Has(axes.front()) ? meshes.dense : meshes.expert;
+}
+
+std::string TimesText(double times) {
+  if (std::abs(times) < 5e-3) {
+    return "not at all";
+  }
+  if (std::abs(times - 1.0) < 5e-3) {
+    return "once";
+  }
+  if (std::abs(times - 2.0) < 5e-3) {
+    return "twice";
+  }
+  return fmt::format("{:.3g} times", times);
+}
+
+std::string PlaceText(const Mesh& mesh, std::int64_t rank, const std::vector<Axis>& axes) {
+  std::vector<std::string> parts;
+  for (const Axis axis : axes) {
+    parts.push_back(fmt::format("{}={}", ToText(axis), mesh.Coordinate(rank, axis)));
+  }
+  return fmt::format("{}", fmt::join(parts, ","));
+}
+
+std::string SpreadText(Spread spread) {
+  switch (spread) {
+    case Spread::kHiddenUnits:
+      return "a share is what a slice of the hidden units gives";
+    case Spread::kOwners:
+    case Spread::kUngatheredOwners:
+      return "a share is what an ep rank's experts give";
+    default:
+      return "a share is what a rank's tokens give";
+  }
+}
+
+}  // namespace
+
+std::string TooFewElements(const Piece& piece) {
+  const auto telling = std::count_if(piece.want.begin(), piece.want.end(),
+                                     [](double value) { return value != 0.0; });
+  return telling >= 2 ? ""
+                      : fmt::format(
+                            "{} of its {} numbers are other than zero, and one number fits "
+                            "every factor; a slice with two or more would do",
+                            telling, piece.want.size());
+}
+
+ShareFit FitShares(const SumCauses& sums, const Suspect& suspect, const Piece& piece,
+                   const SumCauses::Plan& plan, const std::vector<Axis>& axes) {
+  const auto shares = sums.SharesAlong(piece, plan, axes);
+  ShareFit fit;
+  if (shares.empty()) {
+    return fit;
+  }
+  const auto elements = static_cast<Eigen::Index>(piece.got.size());
+  const auto count = static_cast<Eigen::Index>(shares.size());
+  if (elements < count) {
+    fit.obstacle = fmt::format(
+        "{} numbers for the {} shares of {}; a slice of at least {} numbers would do, or a layout "
+        "with fewer ranks",
+        elements, count, PlaceText(MeshOf(suspect, axes), 0, axes), count);
+    return fit;
+  }
+  Eigen::MatrixXd design(elements, count);
+  for (Eigen::Index share = 0; share < count; ++share) {
+    design.col(share) =
+        Eigen::Map<const Eigen::VectorXd>(shares[static_cast<std::size_t>(share)].data(), elements);
+  }
+  const Eigen::Map<const Eigen::VectorXd> got(piece.got.data(), elements);
+  const Eigen::ColPivHouseholderQR<Eigen::MatrixXd> qr(design);
+  const auto diagonal = qr.matrixR().diagonal().cwiseAbs();
+  // Of pivoted QR: near enough to the ratio of singular values.
+  fit.condition = diagonal(count - 1) > 0.0 ? diagonal(0) / diagonal(count - 1) : INFINITY;
+  // A part that has no share in this slice (no token of its own) asks for nothing.
+  std::vector<Eigen::Index> kept;
+  for (Eigen::Index share = 0; share < count; ++share) {
+    if (design.col(share).norm() > 0.0) {
+      kept.push_back(share);
+    }
+  }
+  if (kept.size() < shares.size() && !kept.empty()) {
+    const Eigen::MatrixXd some = design(Eigen::all, kept);
+    const Eigen::ColPivHouseholderQR<Eigen::MatrixXd> smaller(some);
+    const auto pivots = smaller.matrixR().diagonal().cwiseAbs();
+    fit.condition =
+        pivots(pivots.size() - 1) > 0.0 ? pivots(0) / pivots(pivots.size() - 1) : INFINITY;
+  }
+  if (kept.empty() || !(fit.condition <= kLargestCondition)) {
+    fit.obstacle = fmt::format(
+        "the {} shares of {} are too nearly the same to be told apart (condition {:.1e}, at most "
+        "{:.0e}); more tokens, or other ones, would do",
+        count, PlaceText(MeshOf(suspect, axes), 0, axes), fit.condition, kLargestCondition);
+    return fit;
+  }
+  const Eigen::VectorXd times = qr.solve(got);
+  fit.times.assign(times.data(), times.data() + count);
+  fit.residual = (design * times - got).norm() / std::max(got.norm(), Norm(piece.want));
+  const std::int64_t rank = suspect.observed().holders()[piece.holder].ranks.front();
+  const Mesh& mesh = MeshOf(suspect, axes);
+  const auto group = mesh.GroupOf(rank, axes);
+  std::vector<std::string> parts;
+  constexpr std::size_t kMostNamed = 6;
+  for (std::size_t i = 0; i < group.size() && i < kMostNamed; ++i) {
+    parts.push_back(
+        fmt::format("of {} {}", PlaceText(mesh, group[i], axes), TimesText(fit.times[i])));
+  }
+  if (group.size() > kMostNamed) {
+    parts.push_back(fmt::format("and so on for {} more", group.size() - kMostNamed));
+  }
+  fit.text =
+      fmt::format("rank {} ({}) holds the share {} (fit residual {:.1e}, condition {:.1f})",
+                  fmt::join(suspect.observed().holders()[piece.holder].ranks, " + "),
+                  PlaceText(mesh, rank, axes), fmt::join(parts, ", "), fit.residual, fit.condition);
+  return fit;
+}
+
+std::vector<std::string> DescribeShares(const SumCauses& sums, const Suspect& suspect,
+                                        const SumCauses::Plan& plan,
+                                        const Explanation& explanation) {
+  std::vector<std::string> sentences;
+  std::vector<std::size_t> told;
+  constexpr std::size_t kMostTold = 2;
+  for (std::size_t index = 0; index < suspect.Pieces() && told.size() < kMostTold; ++index) {
+    if (!suspect.IsWrong(index) ||
+        std::find(told.begin(), told.end(), suspect.HolderOf(index)) != told.end()) {
+      continue;
+    }
+    const std::string text =
+        FitShares(sums, suspect, suspect.Load(index), plan, explanation.axes).text;
+    if (!text.empty()) {
+      sentences.push_back(text);
+    }
+    told.push_back(suspect.HolderOf(index));
+  }
+  if (!sentences.empty()) {
+    sentences.push_back(SpreadText(plan.spread));
+  }
+  return sentences;
+}
+
+std::optional<Fit> FindRanksOfShares(const SumCauses& sums, const Suspect& suspect) {
+  for (const SumCauses::Plan& plan : sums.plans()) {
+    if (plan.sums.empty()) {
+      continue;
+    }
+    std::vector<std::int64_t> dropped;
+    std::vector<std::int64_t> doubled;
+    double residual = 0.0;
+    bool fits = true;
+    for (std::size_t index = 0; index < suspect.Pieces() && fits; ++index) {
+      if (!suspect.IsWrong(index)) {
+        continue;
+      }
+      const Piece piece = suspect.Load(index);
+      const ShareFit fit = FitShares(sums, suspect, piece, plan, plan.sums);
+      const auto shares = sums.SharesAlong(piece, plan, plan.sums);
+      const auto group =
+          MeshOf(suspect, plan.sums)
+              .GroupOf(suspect.observed().holders()[piece.holder].ranks.front(), plan.sums);
+      fits = fit.times.size() == group.size() && 2 * group.size() <= piece.got.size();
+      std::vector<double> predicted(piece.got.size(), 0.0);
+      for (std::size_t i = 0; fits && i < group.size(); ++i) {
+        const double times = std::round(fit.times[i]);
+        const bool has_share = Norm(shares[i]) > 0.0;
+        fits = !has_share || (times >= 0.0 && times <= 2.0);
+        if (has_share && times != 1.0) {
+          auto& ranks = times == 0.0 ? dropped : doubled;
+          if (std::find(ranks.begin(), ranks.end(), group[i]) == ranks.end()) {
+            ranks.push_back(group[i]);
+          }
+        }
+        for (std::size_t k = 0; k < predicted.size(); ++k) {
+          predicted[k] += times * shares[i][k];
+        }
+      }
+      fits = fits && suspect.Explains(piece, predicted, residual);
+    }
+    if (fits && dropped.empty() != doubled.empty()) {
+      auto& ranks = dropped.empty() ? doubled : dropped;
+      std::sort(ranks.begin(), ranks.end());
+      return Fit{.explanation = {.cause = dropped.empty() ? Cause::kDoubledContribution
+                                                          : Cause::kDroppedContribution,
+                                 .axes = plan.sums,
+                                 .sources = ranks},
+                 .residual = residual,
+                 .spread = plan.spread};
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace moe

@@ -1,0 +1,312 @@
+#include "harness/compare/sum_causes.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "harness/compare/norms.h"
+
+namespace moe {
+namespace {
+
+bool Contains(const std::vector<Axis>& axes, Axis axis) {
+  return std::find(axes.begin(), axes.end(), axis) != axes.end();
+}
+
+bool IsSharded(const Placement& placement) {
+  return placement.kind == Placement::Kind::kShard ||
+         placement.kind == Placement::Kind::kStridedShard;
+}
+
+std::int64_t RankAt(const Mesh& mesh, const std::vector<std::int64_t>& coordinates) {
+  std::int64_t rank = 0;
+  for (std::size_t i = 0; i < mesh.axes.size(); ++i) {
+    rank = rank * mesh.sizes[i] + coordinates[i];
+  }
+  return rank;
+}
+
+}  // namespace
+
+SumCauses::SumCauses(const Suspect& suspect, const StepContract* contract)
+    : suspect_(suspect), contract_(contract), paths_(suspect.ledger().PathsOf(suspect.name())) {
+  FindPlans();
+}
+
+// Spreads whose shares add up to the whole over some axes; of several such sets the largest, since
+// a sum over an axis that shares do not differ on would have counted them twice. A spread of shares
+// that never add up goes with the sums of the first that does.
+void SumCauses::FindPlans() {
+  const auto& placements = suspect_.observed().claim().placements;
+  std::vector<Axis> axes;
+  for (const Axis axis : suspect_.mesh().axes) {
+    if (suspect_.mesh().SizeOf(axis) > 1 &&
+        PlacementOn(placements, axis).kind != Placement::Kind::kPartial) {
+      axes.push_back(axis);
+    }
+  }
+  for (const Spread spread : suspect_.ledger().spreads()) {
+    if (spread == Spread::kUngatheredTokens || spread == Spread::kUngatheredOwners) {
+      if (!plans_.empty()) {
+        plans_.push_back({spread, plans_.front().sums});
+      }
+      continue;
+    }
+    std::vector<Axis> candidates = axes;
+    if (spread == Spread::kOwners && !Contains(candidates, Axis::kEp)) {
+      candidates.push_back(Axis::kEp);
+    }
+    std::optional<std::vector<Axis>> largest;
+    for (std::uint32_t chosen = 0; chosen < (1U << candidates.size()); ++chosen) {
+      std::vector<Axis> sums;
+      for (std::size_t i = 0; i < candidates.size(); ++i) {
+        if ((chosen >> i & 1U) != 0) {
+          sums.push_back(candidates[i]);
+        }
+      }
+      if ((!largest || sums.size() > largest->size()) && AddsUp({spread, sums})) {
+        largest = sums;
+      }
+    }
+    if (largest) {
+      plans_.push_back({spread, InOrder(*largest)});
+    }
+  }
+}
+
+bool SumCauses::AddsUp(const Plan& plan) const {
+  constexpr std::size_t kEnough = 8;  // pieces that are not all zero
+  const SumTable right = AfterSums(suspect_.manifest().meshes, plan.sums);
+  const std::vector<bool> all(paths_.size(), true);
+  std::size_t tried = 0;
+  for (std::size_t index = 0; index < suspect_.Pieces() && tried < kEnough; ++index) {
+    const Piece piece = suspect_.Load(index);
+    const double norm = Norm(piece.want);
+    Shares shares{.piece = &piece, .spread = plan.spread};
+    const auto predicted = Predict(shares, plan, right, right, all);
+    if (!predicted || Distance(*predicted, piece.want) > 1e-9 * norm) {
+      return false;
+    }
+    tried += norm > 0.0 ? 1 : 0;
+  }
+  return tried > 0;
+}
+
+// The order in which a step makes them: the contract's, else innermost axis first.
+std::vector<Axis> SumCauses::InOrder(std::vector<Axis> sums) const {
+  std::vector<Axis> order;
+  if (const ContractTensor* known = contract_ ? contract_->Find(suspect_.name()) : nullptr) {
+    order = known->settled;  // summed inside the step, before the tensor's own sums
+    order.insert(order.end(), known->owed.begin(), known->owed.end());
+  }
+  for (auto axis = suspect_.mesh().axes.rbegin(); axis != suspect_.mesh().axes.rend(); ++axis) {
+    order.push_back(*axis);
+  }
+  const auto place = [&](Axis axis) { return std::find(order.begin(), order.end(), axis); };
+  std::stable_sort(sums.begin(), sums.end(), [&](Axis a, Axis b) { return place(a) < place(b); });
+  return sums;
+}
+
+std::vector<std::vector<bool>> PathSubsetsOf(const Suspect& suspect, const StepContract* contract) {
+  const std::size_t paths = suspect.ledger().PathsOf(suspect.name()).size();
+  std::vector<std::vector<bool>> subsets = {std::vector<bool>(paths, true)};
+  const bool only_whole = contract != nullptr && contract->Find("d_routed_TD") == nullptr;
+  if (suspect.name() != "d_x_TD" || only_whole) {
+    return subsets;
+  }
+  for (std::uint32_t chosen = 1; chosen + 1 < (1U << paths); ++chosen) {
+    std::vector<bool> subset;
+    for (std::size_t path = 0; path < paths; ++path) {
+      subset.push_back((chosen >> path & 1U) != 0);
+    }
+    subsets.push_back(subset);
+  }
+  return subsets;
+}
+
+std::string PathText(const std::vector<std::string>& paths, const std::vector<bool>& affected) {
+  std::vector<std::string> names;
+  for (std::size_t path = 0; path < paths.size(); ++path) {
+    if (affected[path]) {
+      names.push_back(paths[path]);
+    }
+  }
+  return names.size() == paths.size() ? "" : fmt::format("{}", fmt::join(names, " and "));
+}
+
+// Where in the global tensor a sum finds rank `source`'s part of what ends up at the piece's
+// places: sums add up what lies at the same local place. Along axes that cut the tensor that is the
+// source's own slice; along a summed one, whose result is cut afterwards, the holder's.
+std::optional<Slice> SumCauses::PlacesFor(const Piece& piece, const Plan& plan,
+                                          std::int64_t source) const {
+  const Mesh& mesh = suspect_.mesh();
+  const std::int64_t holder = suspect_.observed().holders()[piece.holder].ranks.front();
+  std::vector<std::int64_t> coordinates;
+  for (const Axis axis : mesh.axes) {
+    const bool is_cut = IsSharded(PlacementOn(suspect_.observed().claim().placements, axis));
+    coordinates.push_back(
+        mesh.Coordinate(is_cut && !Contains(plan.sums, axis) ? source : holder, axis));
+  }
+  const std::int64_t rank = RankAt(mesh, coordinates);
+  return rank == holder ? piece.slice : suspect_.PlacesOn(piece, rank);
+}
+
+const std::vector<double>* SumCauses::ShareOf(Shares& shares, const Plan& plan, std::size_t path,
+                                              std::int64_t source) const {
+  if (shares.of.empty()) {
+    const auto world = static_cast<std::size_t>(suspect_.manifest().WorldSize());
+    shares.of.assign(paths_.size(), std::vector<std::optional<std::vector<double>>>(world));
+  }
+  auto& share = shares.of[path][static_cast<std::size_t>(source)];
+  if (!share) {
+    const auto places = PlacesFor(*shares.piece, plan, source);
+    share = places ? suspect_.ledger().Share(shares.spread, suspect_.name(), paths_[path], source,
+                                             *places)
+                   : std::vector<double>();
+  }
+  return share->empty() ? nullptr : &*share;
+}
+
+std::optional<std::vector<double>> SumCauses::Predict(Shares& shares, const Plan& plan,
+                                                      const SumTable& table, const SumTable& right,
+                                                      const std::vector<bool>& affected) const {
+  std::vector<double> values(shares.piece->got.size(), 0.0);
+  const auto& ranks = suspect_.observed().holders()[shares.piece->holder].ranks;
+  for (std::size_t path = 0; path < paths_.size(); ++path) {
+    const SumTable& of_path = affected[path] ? table : right;
+    for (std::int64_t source = 0; source < of_path.cols(); ++source) {
+      double times = 0.0;
+      for (const std::int64_t rank : ranks) {
+        times += of_path(rank, source);
+      }
+      if (times == 0.0) {
+        continue;
+      }
+      const std::vector<double>* share = ShareOf(shares, plan, path, source);
+      if (share == nullptr) {
+        return std::nullopt;
+      }
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        values[i] += times * (*share)[i];
+      }
+    }
+  }
+  return values;
+}
+
+void SumCauses::Try(const Plan& plan, const std::vector<SumHypothesis>& hypotheses,
+                    const SumTable& right, std::vector<Fit>& fits) {
+  struct Trial {
+    const SumHypothesis* hypothesis;
+    std::vector<bool> affected;
+    double residual = 0.0;
+    bool everywhere = true;
+  };
+  std::vector<Trial> trials;
+  for (const std::vector<bool>& affected : PathSubsetsOf(suspect_, contract_)) {
+    for (const SumHypothesis& hypothesis : hypotheses) {
+      trials.push_back({&hypothesis, affected});
+    }
+  }
+  for (std::size_t index = 0; index < suspect_.Pieces() && !trials.empty(); ++index) {
+    const Piece piece = suspect_.Load(index);
+    Shares shares{.piece = &piece, .spread = plan.spread};
+    std::erase_if(trials, [&](Trial& trial) {
+      const auto predicted = Predict(shares, plan, trial.hypothesis->table, right, trial.affected);
+      if (predicted && suspect_.Explains(piece, *predicted, trial.residual)) {
+        return false;
+      }
+      // A rank that a sum left out may be the only one that is wrong.
+      const Cause cause = trial.hypothesis->explanation.cause;
+      const bool may_be_partial =
+          cause == Cause::kMissingSum || cause == Cause::kDoubleSum || cause == Cause::kMeanForSum;
+      if (may_be_partial && !suspect_.HolderIsWrong(piece.holder)) {
+        trial.everywhere = false;
+        return false;
+      }
+      return true;
+    });
+  }
+  for (const Trial& trial : trials) {
+    Fit fit{trial.hypothesis->explanation, trial.residual, plan.spread, trial.everywhere};
+    fit.explanation.path = PathText(paths_, trial.affected);
+    fits.push_back(std::move(fit));
+  }
+}
+
+std::vector<Fit> SumCauses::Find() {
+  std::vector<Fit> fits;
+  for (const Plan& plan : plans_) {
+    const Meshes& meshes = suspect_.manifest().meshes;
+    const SumTable right = AfterSums(meshes, plan.sums);
+    const bool ungathered =
+        plan.spread == Spread::kUngatheredTokens || plan.spread == Spread::kUngatheredOwners;
+    if (!fits.empty() && ungathered) {
+      break;
+    }
+    if (ungathered) {
+      const Axis axis = plan.spread == Spread::kUngatheredTokens ? Axis::kTp : Axis::kEp;
+      Try(plan, {{{.cause = Cause::kMissingSum, .axes = {axis}}, right}}, right, fits);
+      continue;
+    }
+    const SumQuestion question{.meshes = &meshes,
+                               .own = suspect_.observed().claim().mesh,
+                               .sums = plan.sums,
+                               .order_is_known = contract_ != nullptr};
+    Try(plan, SumHypothesesOf(question), right, fits);
+  }
+  return fits;
+}
+
+std::vector<std::vector<double>> SumCauses::SharesAlong(const Piece& piece, const Plan& plan,
+                                                        const std::vector<Axis>& axes) const {
+  const Meshes& meshes = suspect_.manifest().meshes;
+  const SumTable right = AfterSums(meshes, plan.sums);
+  const std::int64_t holder = suspect_.observed().holders()[piece.holder].ranks.front();
+  const std::vector<bool> all(paths_.size(), true);
+  const Mesh& mesh = meshes.dense.Has(axes.front()) ? meshes.dense : meshes.expert;
+  std::vector<std::vector<double>> along;
+  Shares shares{.piece = &piece, .spread = plan.spread};
+  for (const std::int64_t member : mesh.GroupOf(holder, axes)) {
+    // What the holder would have of the ranks that share the member's coordinates.
+    SumTable table = right;
+    for (std::int64_t source = 0; source < table.cols(); ++source) {
+      for (const Axis axis : axes) {
+        if (mesh.Coordinate(source, axis) != mesh.Coordinate(member, axis)) {
+          table.col(source).setZero();
+        }
+      }
+    }
+    if (auto values = Predict(shares, plan, table, table, all)) {
+      along.push_back(std::move(*values));
+    }
+  }
+  return along;
+}
+
+std::vector<double> SumCauses::TokensAlong(const Piece& piece, const Plan& plan,
+                                           const std::vector<Axis>& axes) const {
+  const Meshes& meshes = suspect_.manifest().meshes;
+  const Mesh& mesh = meshes.dense.Has(axes.front()) ? meshes.dense : meshes.expert;
+  const std::int64_t holder = suspect_.observed().holders()[piece.holder].ranks.front();
+  const SumTable right = AfterSums(meshes, plan.sums);
+  std::vector<double> counts;
+  for (const std::int64_t member : mesh.GroupOf(holder, axes)) {
+    std::vector<std::int64_t> sources;
+    for (std::int64_t source = 0; source < right.cols(); ++source) {
+      const bool counted = std::all_of(axes.begin(), axes.end(), [&](Axis axis) {
+        return mesh.Coordinate(source, axis) == mesh.Coordinate(member, axis);
+      });
+      if (counted && right(holder, source) != 0.0) {
+        sources.push_back(source);
+      }
+    }
+    counts.push_back(
+        static_cast<double>(suspect_.ledger().TokenCount(plan.spread, suspect_.name(), sources)));
+  }
+  return counts;
+}
+
+}  // namespace moe

@@ -1,0 +1,80 @@
+// A tensor that failed, laid out for the diagnosis: what its holders hold, what they should, and by
+// how much they may be off, in pieces that are small enough to look at one by one.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "harness/base/dtype.h"
+#include "harness/compare/ledger.h"
+#include "harness/compare/observed.h"
+
+namespace moe {
+
+// What the judge measured of one tensor, by holder and local unit; L2 norms.
+struct Measurement {
+  std::vector<std::vector<double>> allowed;
+  std::vector<std::vector<double>> error;
+};
+
+// One expert of a holder's slice, or the whole of it where the tensor is no expert weight.
+struct Piece {
+  std::size_t holder = 0;
+  std::int64_t local_expert = -1;  // place in the slice; -1: the whole slice
+  Slice slice;
+  std::vector<double> got;
+  std::vector<double> want;
+  std::size_t unit_size = 1;    // values per unit; units are judged one by one
+  std::vector<double> allowed;  // per unit, L2
+  bool is_wrong = false;        // some unit is off by more
+
+  std::size_t Units() const { return allowed.size(); }
+};
+
+class Suspect {
+ public:
+  // All must outlive this.
+  Suspect(const ObservedTensor& observed, const Measurement& measurement, const Manifest& manifest,
+          Ledger& ledger);
+
+  const std::string& name() const { return observed_.name(); }
+  const ObservedTensor& observed() const { return observed_; }
+  const Manifest& manifest() const { return manifest_; }
+  const Mesh& mesh() const { return observed_.mesh(); }
+  Ledger& ledger() const { return ledger_; }
+
+  // Wrong ones first, the worst of all at the front; pieces without elements are left out.
+  std::size_t Pieces() const { return places_.size(); }
+  Piece Load(std::size_t index) const;
+  // Without reading any value.
+  std::size_t HolderOf(std::size_t index) const { return places_[index].holder; }
+  bool IsWrong(std::size_t index) const { return places_[index].is_wrong; }
+  bool HolderIsWrong(std::size_t holder) const { return wrong_holders_[holder]; }
+
+  // Where rank `rank`'s slice has the places of `piece`; nothing when it has no such places.
+  std::optional<Slice> PlacesOn(const Piece& piece, std::int64_t rank) const;
+  std::vector<double> WholeAt(const Slice& slice) const;
+
+  // Whether `values` are what the piece holds, unit by unit, up to rounding; `residual` becomes the
+  // larger of itself and the largest relative difference.
+  bool Explains(const Piece& piece, const std::vector<double>& values, double& residual) const;
+
+ private:
+  struct Place {
+    std::size_t holder = 0;
+    std::int64_t local_expert = -1;
+    double excess = 0.0;
+    bool is_wrong = false;
+  };
+
+  const ObservedTensor& observed_;
+  const Measurement& measurement_;
+  const Manifest& manifest_;
+  Ledger& ledger_;
+  std::vector<Place> places_;
+  std::vector<bool> wrong_holders_;
+};
+
+}  // namespace moe

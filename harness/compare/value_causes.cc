@@ -1,0 +1,402 @@
+#include "harness/compare/value_causes.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <numeric>
+#include <set>
+
+#include "harness/compare/norms.h"
+
+namespace moe {
+namespace {
+
+using Row = std::vector<double>;
+
+bool IsSharded(const Suspect& suspect, Axis axis) {
+  const auto kind = PlacementOn(suspect.observed().claim().placements, axis).kind;
+  return kind == Placement::Kind::kShard || kind == Placement::Kind::kStridedShard;
+}
+
+// The wrong pieces, one after the other, until `visit` says false.
+template <typename Visit>
+bool ForEachWrong(const Suspect& suspect, const Visit& visit) {
+  for (std::size_t index = 0; index < suspect.Pieces(); ++index) {
+    if (suspect.HolderIsWrong(suspect.HolderOf(index)) && !visit(suspect.Load(index))) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// Rows of a piece along one of its dimensions: units (experts, tokens) or hidden units.
+std::vector<Row> RowsOf(const std::vector<double>& values, std::size_t rows, bool by_column) {
+  const std::size_t columns = values.size() / rows;
+  std::vector<Row> result(by_column ? columns : rows);
+  for (std::size_t r = 0; r < rows; ++r) {
+    for (std::size_t c = 0; c < columns; ++c) {
+      result[by_column ? c : r].push_back(values[r * columns + c]);
+    }
+  }
+  return result;
+}
+
+// Whether two rows are the same up to `relative` rounding, with a floor of `absolute`.
+bool Same(const Row& a, const Row& b, double relative, double absolute) {
+  return Distance(a, b) <= std::max(absolute, relative * std::max(Norm(a), Norm(b)));
+}
+
+// Whether every row of `got` is one of `want`, not all in their places and none taken twice.
+bool IsPermutation(const std::vector<Row>& got, const std::vector<Row>& want, double relative,
+                   double absolute) {
+  std::vector<bool> taken(want.size(), false);
+  bool moved = false;
+  std::vector<double> norms;
+  std::transform(want.begin(), want.end(), std::back_inserter(norms), Norm);
+  for (std::size_t row = 0; row < got.size(); ++row) {
+    const double norm = Norm(got[row]);
+    const auto fits = [&](std::size_t place) {
+      return !taken[place] &&
+             std::abs(norms[place] - norm) <= absolute + relative * std::max(norm, norms[place]) &&
+             Same(got[row], want[place], relative, absolute);
+    };
+    std::size_t place = row;
+    if (place >= want.size() || !fits(place)) {
+      place = 0;
+      while (place < want.size() && !fits(place)) {
+        ++place;
+      }
+    }
+    if (place == want.size()) {
+      return false;
+    }
+    taken[place] = true;
+    moved = moved || place != row;
+  }
+  return moved;
+}
+
+// What rounding may make of a row of `piece` with `rows` of them: relative and absolute.
+std::pair<double, double> SlackOf(const Suspect& suspect, const Piece& piece, std::size_t rows) {
+  double allowed = 0.0;
+  for (const double unit : piece.allowed) {
+    allowed += unit * unit;
+  }
+  allowed = std::sqrt(allowed);
+  const double norm = Norm(piece.want);
+  const double floor = 4.0 * UnitRoundoff(suspect.manifest().dtype);
+  return {norm > 0.0 ? std::max(4.0 * allowed / norm, floor) : floor,
+          2.0 * allowed / std::sqrt(static_cast<double>(rows))};
+}
+
+// Whether each wrong piece holds, in its places, another expert of those that its rank may hold.
+bool ExpertsArePermuted(const Suspect& suspect) {
+  const auto& holders = suspect.observed().holders();
+  std::map<std::size_t, std::set<std::int64_t>> taken;  // by holder
+  return ForEachWrong(suspect, [&](const Piece& piece) {
+    double ignored = 0.0;
+    for (const std::int64_t expert : holders[piece.holder].slice.index[0]) {
+      Slice slice = piece.slice;
+      slice.index[0] = {expert};
+      if (!taken[piece.holder].contains(expert) &&
+          suspect.Explains(piece, suspect.WholeAt(slice), ignored)) {
+        taken[piece.holder].insert(expert);
+        return true;
+      }
+    }
+    return false;
+  });
+}
+
+// Rows that are judged one by one in another order, within the rank or among all rows.
+bool UnitsArePermuted(const Suspect& suspect) {
+  if (!suspect.observed().HasUnits()) {
+    return false;
+  }
+  return ForEachWrong(suspect, [&](const Piece& piece) {
+    const std::size_t rows = piece.Units();
+    const auto [relative, absolute] = SlackOf(suspect, piece, rows);
+    const auto got = RowsOf(piece.got, rows, /*by_column=*/false);
+    if (IsPermutation(got, RowsOf(piece.want, rows, false), relative, absolute)) {
+      return true;
+    }
+    Slice all = piece.slice;
+    all.index[0].resize(static_cast<std::size_t>(suspect.observed().claim().shape[0]));
+    std::iota(all.index[0].begin(), all.index[0].end(), 0);
+    return IsPermutation(got, RowsOf(suspect.WholeAt(all), all.index[0].size(), false), relative,
+                         absolute);
+  });
+}
+
+// Rows of w1 and w3, columns of w2, within each expert.
+bool HiddenUnitsArePermuted(const Suspect& suspect) {
+  const std::string& name = suspect.name();
+  const bool by_column = name == "d_w2_EDF" || name == "d_shared_w2_DF";
+  if (!IsExpertWeight(name) && !name.starts_with("d_shared_w")) {
+    return false;
+  }
+  bool any = false;
+  const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
+    double ignored = 0.0;
+    if (suspect.Explains(piece, piece.want, ignored)) {
+      return true;
+    }
+    any = true;
+    const std::size_t rows = piece.slice.index[piece.slice.index.size() - 2].size();
+    const auto got = RowsOf(piece.got, rows, by_column);
+    const auto [relative, absolute] = SlackOf(suspect, piece, got.size());
+    return IsPermutation(got, RowsOf(piece.want, rows, by_column), relative, absolute);
+  });
+  return any && all;
+}
+
+Fit FitOf(Explanation explanation) {
+  return {.explanation = std::move(explanation)};
+}
+
+// Elements in which a unit differs most; their number when what is left is within what is allowed.
+std::vector<std::size_t> OutliersOf(const Piece& piece, std::size_t unit, std::size_t most) {
+  std::vector<std::size_t> order(piece.unit_size);
+  std::iota(order.begin(), order.end(), unit * piece.unit_size);
+  const auto error = [&](std::size_t i) {
+    const double e = std::abs(piece.got[i] - piece.want[i]);
+    return std::isfinite(e) ? e : INFINITY;
+  };
+  const std::size_t kept = std::min(most + 1, order.size());
+  std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(kept), order.end(),
+                    [&](std::size_t a, std::size_t b) { return error(a) > error(b); });
+  double left = 0.0;
+  for (const std::size_t i : order) {
+    left += error(i) * error(i);
+  }
+  const double allowed = piece.allowed[unit];
+  for (std::size_t count = 0; count < kept; ++count) {
+    // Summed anew: what is left after a huge element is taken away is lost in its rounding.
+    left = 0.0;
+    for (std::size_t i = count; i < order.size(); ++i) {
+      left += error(order[i]) * error(order[i]);
+    }
+    if (std::sqrt(left) <= allowed) {
+      order.resize(count);
+      return order;
+    }
+  }
+  order.resize(kept);
+  return order;
+}
+
+}  // namespace
+
+std::optional<Fit> FindMisplacedShard(const Suspect& suspect) {
+  const Mesh& mesh = suspect.mesh();
+  std::map<std::size_t, std::set<std::int64_t>> possible;  // holder -> ranks whose slice it has
+  double residual = 0.0;
+  const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
+    auto found = possible.find(piece.holder);
+    if (found == possible.end()) {
+      std::set<std::int64_t> ranks;
+      for (std::int64_t rank = 0; rank < mesh.WorldSize(); ++rank) {
+        ranks.insert(rank);
+      }
+      found = possible.emplace(piece.holder, std::move(ranks)).first;
+    }
+    double best = INFINITY;
+    std::erase_if(found->second, [&](std::int64_t rank) {
+      const auto places = suspect.PlacesOn(piece, rank);
+      double own = 0.0;
+      if (!places || places->index == piece.slice.index ||
+          !suspect.Explains(piece, suspect.WholeAt(*places), own)) {
+        return true;
+      }
+      best = std::min(best, own);
+      return false;
+    });
+    residual = std::max(residual, best);
+    return !found->second.empty();
+  });
+  if (!all || possible.empty()) {
+    return std::nullopt;
+  }
+  std::vector<Axis> along;
+  for (const auto& [holder, ranks] : possible) {
+    const std::int64_t own = suspect.observed().holders()[holder].ranks.front();
+    std::optional<std::vector<Axis>> fewest;
+    for (const std::int64_t rank : ranks) {
+      std::vector<Axis> axes;
+      for (const Axis axis : mesh.axes) {
+        if (IsSharded(suspect, axis) && mesh.Coordinate(rank, axis) != mesh.Coordinate(own, axis)) {
+          axes.push_back(axis);
+        }
+      }
+      if (!fewest || axes.size() < fewest->size()) {
+        fewest = axes;
+      }
+    }
+    for (const Axis axis : *fewest) {
+      if (std::find(along.begin(), along.end(), axis) == along.end()) {
+        along.push_back(axis);
+      }
+    }
+  }
+  Fit fit = FitOf({.cause = Cause::kMisplacedShard, .axes = along});
+  fit.residual = residual;
+  return fit;
+}
+
+std::optional<Fit> FindPermutation(const Suspect& suspect) {
+  const bool rows_are_tokens = suspect.name() == "y_TD" || suspect.name() == "d_x_TD";
+  if (IsExpertWeight(suspect.name()) ? ExpertsArePermuted(suspect) : UnitsArePermuted(suspect)) {
+    return FitOf({.cause = Cause::kPermuted, .permuted = rows_are_tokens ? "tokens" : "experts"});
+  }
+  if (HiddenUnitsArePermuted(suspect)) {
+    return FitOf({.cause = Cause::kPermuted, .permuted = "hidden units"});
+  }
+  return std::nullopt;
+}
+
+std::optional<Fit> FindLocalNormaliser(const Suspect& suspect, const SumCauses& sums) {
+  for (const SumCauses::Plan& plan : sums.plans()) {
+    for (const auto& axes : ProductsOf(plan.sums)) {
+      double residual = 0.0;
+      bool differ = false;
+      const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
+        const auto counts = sums.TokensAlong(piece, plan, axes);
+        const double total = std::accumulate(counts.begin(), counts.end(), 0.0);
+        const auto shares = sums.SharesAlong(piece, plan, axes);
+        if (shares.size() != counts.size()) {
+          return false;
+        }
+        std::vector<double> predicted(piece.got.size(), 0.0);
+        for (std::size_t part = 0; part < counts.size(); ++part) {
+          differ = differ || counts[part] != counts[0];
+          if (counts[part] == 0.0) {
+            continue;  // nothing to divide
+          }
+          const double factor = total / (counts[part] * static_cast<double>(counts.size()));
+          for (std::size_t i = 0; i < predicted.size(); ++i) {
+            predicted[i] += factor * shares[part][i];
+          }
+        }
+        return suspect.Explains(piece, predicted, residual);
+      });
+      if (all && differ) {
+        Fit fit = FitOf({.cause = Cause::kLocalNormaliser, .axes = axes});
+        fit.residual = residual;
+        return fit;
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<Fit> FindCorruption(const Suspect& suspect, std::string& where) {
+  std::map<std::size_t, std::size_t> outliers;  // by holder
+  std::map<std::size_t, std::size_t> elements;
+  const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
+    elements[piece.holder] += piece.got.size();
+    for (std::size_t unit = 0; unit < piece.Units(); ++unit) {
+      const std::size_t most = std::max<std::size_t>(3, piece.unit_size / 4);
+      const auto found = OutliersOf(piece, unit, most);
+      if (found.size() > most) {
+        return false;
+      }
+      outliers[piece.holder] += found.size();
+      if (!found.empty() && where.empty()) {
+        std::size_t offset = found.front();
+        std::vector<std::int64_t> index;
+        for (std::size_t dim = piece.slice.index.size(); dim-- > 0;) {
+          const auto& held = piece.slice.index[dim];
+          index.insert(index.begin(), held[offset % held.size()]);
+          offset /= held.size();
+        }
+        where = fmt::format("[{}] is {:.6e}, not {:.6e}, on rank {}", fmt::join(index, ", "),
+                            piece.got[found.front()], piece.want[found.front()],
+                            fmt::join(suspect.observed().holders()[piece.holder].ranks, " + "));
+      }
+    }
+    return true;
+  });
+  const bool few = std::all_of(outliers.begin(), outliers.end(), [&](const auto& entry) {
+    const std::size_t total = elements[entry.first];
+    return entry.second <= std::max<std::size_t>(3, total / 100) && 3 * entry.second <= total;
+  });
+  if (!all || !few) {
+    return std::nullopt;
+  }
+  return FitOf({.cause = Cause::kCorruption});
+}
+
+std::optional<Fit> FindStaleReplica(const Suspect& suspect) {
+  std::vector<Axis> replicating;
+  for (const Axis axis : suspect.mesh().axes) {
+    if (PlacementOn(suspect.observed().claim().placements, axis).kind ==
+        Placement::Kind::kReplicate) {
+      replicating.push_back(axis);
+    }
+  }
+  const auto& holders = suspect.observed().holders();
+  for (std::size_t holder = 0; holder < holders.size(); ++holder) {
+    if (!suspect.HolderIsWrong(holder)) {
+      continue;
+    }
+    const auto replicas = suspect.observed().Replicas(holder, suspect.mesh(), replicating);
+    const auto wrong = std::count_if(replicas.begin(), replicas.end(), [&](std::size_t replica) {
+      return suspect.HolderIsWrong(replica);
+    });
+    if (2 * wrong > std::ssize(replicas)) {
+      return std::nullopt;
+    }
+  }
+  return FitOf({.cause = Cause::kStaleReplica});
+}
+
+std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits) {
+  constexpr double kLargest = 0.2;  // relative; a tensor that far off is wrong, not coarse
+  double along = 0.0;               // error along the reference,
+  double wants = 0.0;
+  double squares = 0.0;
+  double elements = 0.0;
+  double largest = 0.0;  // of a unit
+  const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
+    for (std::size_t unit = 0; unit < piece.Units(); ++unit) {
+      double unit_squares = 0.0;
+      double unit_wants = 0.0;
+      for (std::size_t i = unit * piece.unit_size; i < (unit + 1) * piece.unit_size; ++i) {
+        const double error = piece.got[i] - piece.want[i];
+        along += error * piece.want[i];
+        unit_squares += error * error;
+        unit_wants += piece.want[i] * piece.want[i];
+      }
+      if (unit_squares > kLargest * kLargest * unit_wants &&
+          std::sqrt(unit_squares) > piece.allowed[unit]) {
+        return false;
+      }
+      largest = std::max(largest, unit_wants > 0.0 ? unit_squares / unit_wants : 0.0);
+      squares += unit_squares;
+      wants += unit_wants;
+    }
+    elements += static_cast<double>(piece.got.size());
+    return true;
+  });
+  if (!all || wants == 0.0 || squares == 0.0) {
+    return std::nullopt;
+  }
+  // Independent errors have a part of 1/sqrt(n) of their size along any one direction; and no unit
+  // stands out.
+  const double relative = std::sqrt(squares / wants);
+  const bool has_no_direction = std::abs(along) / wants <= 5.0 * relative / std::sqrt(elements);
+  if (!has_no_direction || std::sqrt(largest) > 30.0 * relative) {
+    return std::nullopt;
+  }
+  // Rounding to b bits is off by up to 2^-b, evenly spread: about 2^-b / sqrt(3) of a mantissa in
+  // [1, 2), 0.72 of that on the average.
+  bits = -std::log2(relative * std::sqrt(3.0) / 0.72);
+  Fit fit = FitOf({.cause = Cause::kPrecision});
+  fit.residual = relative;
+  return fit;
+}
+
+}  // namespace moe

@@ -1,0 +1,30 @@
+// Causes that no sum leaves behind: right values in the wrong place, or wrong values in few.
+#pragma once
+
+#include <optional>
+
+#include "harness/compare/sum_causes.h"
+
+namespace moe {
+
+// The wrong ranks hold the slice that another rank should hold. Names the axes along which.
+std::optional<Fit> FindMisplacedShard(const Suspect& suspect);
+
+// The wrong ranks hold the right experts, tokens or hidden units in another order.
+std::optional<Fit> FindPermutation(const Suspect& suspect);
+
+// Each rank's share is divided by its own number of tokens, where the
+// numbers differ.
+std::optional<Fit> FindLocalNormaliser(const Suspect& suspect, const SumCauses& sums);
+
+// But for a few elements everything is right: at most three of a slice or one in a hundred.
+std::optional<Fit> FindCorruption(const Suspect& suspect, std::string& where);
+
+// Ranks hold something else than others that should hold the same and are right.
+std::optional<Fit> FindStaleReplica(const Suspect& suspect);
+
+// Right up to an error that lies on all elements alike and has no part along the reference; `bits`
+// becomes the number of significant bits that rounding to would give such an error.
+std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits);
+
+}  // namespace moe
