@@ -209,8 +209,10 @@ void TensorDiagnosis::Name(const Fit& fit) {
   }
   const SumCauses::Plan* plan = PlanOf(fit);
   if (plan != nullptr && !fit.explanation.axes.empty()) {
+    const char* label = "why";
     for (const std::string& sentence : DescribeShares(sums_, suspect_, *plan, fit.explanation)) {
-      Say("why", sentence);
+      Say(label, sentence);
+      label = "";
     }
   } else {
     Say("why", fmt::format("this gives what every wrong rank holds to {:.1e}", fit.residual));

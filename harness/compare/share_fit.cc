@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "harness/compare/explanation_text.h"
 #include "harness/compare/norms.h"
 
 namespace moe {
@@ -38,6 +39,31 @@ std::string PlaceText(const Mesh& mesh, std::int64_t rank, const std::vector<Axi
   return fmt::format("{}", fmt::join(parts, ","));
 }
 
+// "of tp=1 once", "of tp=0 tp=2 not at all": parts that are held equally often stand together.
+std::vector<std::string> PartsHeld(const Mesh& mesh, const std::vector<std::int64_t>& group,
+                                   const std::vector<Axis>& axes,
+                                   const std::vector<double>& times) {
+  constexpr std::size_t kMostNamed = 6;
+  std::vector<std::pair<std::string, std::vector<std::string>>> held;
+  for (std::size_t i = 0; i < group.size(); ++i) {
+    const std::string often = TimesText(times[i]);
+    auto same = std::find_if(held.begin(), held.end(),
+                             [&](const auto& entry) { return entry.first == often; });
+    if (same == held.end()) {
+      same = held.insert(often == "once" ? held.begin() : held.end(), {often, {}});
+    }
+    same->second.push_back(PlaceText(mesh, group[i], axes));
+  }
+  std::vector<std::string> parts;
+  for (auto& [often, places] : held) {
+    const std::size_t more = places.size() > kMostNamed ? places.size() - kMostNamed : 0;
+    places.resize(places.size() - more);
+    parts.push_back(fmt::format("of {}{} {}", fmt::join(places, " "),
+                                more > 0 ? fmt::format(" and {} more", more) : "", often));
+  }
+  return parts;
+}
+
 std::string SpreadText(Spread spread) {
   switch (spread) {
     case Spread::kHiddenUnits:
@@ -63,8 +89,9 @@ std::string TooFewElements(const Piece& piece) {
 }
 
 ShareFit FitShares(const SumCauses& sums, const Suspect& suspect, const Piece& piece,
-                   const SumCauses::Plan& plan, const std::vector<Axis>& axes) {
-  const auto shares = sums.SharesAlong(piece, plan, axes);
+                   const SumCauses::Plan& plan, const std::vector<Axis>& axes,
+                   const std::string& path) {
+  const auto shares = sums.SharesAlong(piece, plan, axes, path);
   ShareFit fit;
   if (shares.empty()) {
     return fit;
@@ -75,7 +102,7 @@ ShareFit FitShares(const SumCauses& sums, const Suspect& suspect, const Piece& p
     fit.obstacle = fmt::format(
         "{} numbers for the {} shares of {}; a slice of at least {} numbers would do, or a layout "
         "with fewer ranks",
-        elements, count, PlaceText(MeshOf(suspect, axes), 0, axes), count);
+        elements, count, AxesText(axes), count);
     return fit;
   }
   Eigen::MatrixXd design(elements, count);
@@ -83,47 +110,35 @@ ShareFit FitShares(const SumCauses& sums, const Suspect& suspect, const Piece& p
     design.col(share) =
         Eigen::Map<const Eigen::VectorXd>(shares[static_cast<std::size_t>(share)].data(), elements);
   }
-  const Eigen::Map<const Eigen::VectorXd> got(piece.got.data(), elements);
-  const Eigen::ColPivHouseholderQR<Eigen::MatrixXd> qr(design);
-  const auto diagonal = qr.matrixR().diagonal().cwiseAbs();
-  // Of pivoted QR: near enough to the ratio of singular values.
-  fit.condition = diagonal(count - 1) > 0.0 ? diagonal(0) / diagonal(count - 1) : INFINITY;
-  // A part that has no share in this slice (no token of its own) asks for nothing.
+  const std::vector<double> rest = sums.RestOf(piece, path);
+  const Eigen::VectorXd got = Eigen::Map<const Eigen::VectorXd>(piece.got.data(), elements) -
+                              Eigen::Map<const Eigen::VectorXd>(rest.data(), elements);
+  // A rank without a token of its own has no share in this slice, and is asked for nothing.
   std::vector<Eigen::Index> kept;
   for (Eigen::Index share = 0; share < count; ++share) {
     if (design.col(share).norm() > 0.0) {
       kept.push_back(share);
     }
   }
-  if (kept.size() < shares.size() && !kept.empty()) {
+  if (!kept.empty()) {
     const Eigen::MatrixXd some = design(Eigen::all, kept);
-    const Eigen::ColPivHouseholderQR<Eigen::MatrixXd> smaller(some);
-    const auto pivots = smaller.matrixR().diagonal().cwiseAbs();
-    fit.condition =
-        pivots(pivots.size() - 1) > 0.0 ? pivots(0) / pivots(pivots.size() - 1) : INFINITY;
+    const Eigen::VectorXd singular = some.jacobiSvd().singularValues();
+    fit.condition = singular(0) / singular(singular.size() - 1);
   }
   if (kept.empty() || !(fit.condition <= kLargestCondition)) {
     fit.obstacle = fmt::format(
         "the {} shares of {} are too nearly the same to be told apart (condition {:.1e}, at most "
         "{:.0e}); more tokens, or other ones, would do",
-        count, PlaceText(MeshOf(suspect, axes), 0, axes), fit.condition, kLargestCondition);
+        count, AxesText(axes), fit.condition, kLargestCondition);
     return fit;
   }
-  const Eigen::VectorXd times = qr.solve(got);
+  const Eigen::VectorXd times = Eigen::ColPivHouseholderQR<Eigen::MatrixXd>(design).solve(got);
   fit.times.assign(times.data(), times.data() + count);
   fit.residual = (design * times - got).norm() / std::max(got.norm(), Norm(piece.want));
   const std::int64_t rank = suspect.observed().holders()[piece.holder].ranks.front();
   const Mesh& mesh = MeshOf(suspect, axes);
   const auto group = mesh.GroupOf(rank, axes);
-  std::vector<std::string> parts;
-  constexpr std::size_t kMostNamed = 6;
-  for (std::size_t i = 0; i < group.size() && i < kMostNamed; ++i) {
-    parts.push_back(
-        fmt::format("of {} {}", PlaceText(mesh, group[i], axes), TimesText(fit.times[i])));
-  }
-  if (group.size() > kMostNamed) {
-    parts.push_back(fmt::format("and so on for {} more", group.size() - kMostNamed));
-  }
+  const std::vector<std::string> parts = PartsHeld(mesh, group, axes, fit.times);
   fit.text =
       fmt::format("rank {} ({}) holds the share {} (fit residual {:.1e}, condition {:.1f})",
                   fmt::join(suspect.observed().holders()[piece.holder].ranks, " + "),
@@ -134,23 +149,30 @@ ShareFit FitShares(const SumCauses& sums, const Suspect& suspect, const Piece& p
 std::vector<std::string> DescribeShares(const SumCauses& sums, const Suspect& suspect,
                                         const SumCauses::Plan& plan,
                                         const Explanation& explanation) {
+  std::vector<Axis> axes = explanation.axes;
+  for (const Axis axis : explanation.used) {
+    if (MeshOf(suspect, axes).Has(axis)) {
+      axes.push_back(axis);
+    }
+  }
   std::vector<std::string> sentences;
   std::vector<std::size_t> told;
   constexpr std::size_t kMostTold = 2;
+  constexpr double kLargestResidual = 0.1;  // a combination that is further off says nothing
   for (std::size_t index = 0; index < suspect.Pieces() && told.size() < kMostTold; ++index) {
     if (!suspect.IsWrong(index) ||
         std::find(told.begin(), told.end(), suspect.HolderOf(index)) != told.end()) {
       continue;
     }
-    const std::string text =
-        FitShares(sums, suspect, suspect.Load(index), plan, explanation.axes).text;
-    if (!text.empty()) {
-      sentences.push_back(text);
+    const ShareFit fit =
+        FitShares(sums, suspect, suspect.Load(index), plan, axes, explanation.path);
+    if (!fit.text.empty() && fit.residual < kLargestResidual) {
+      sentences.push_back(fit.text);
     }
     told.push_back(suspect.HolderOf(index));
   }
   if (!sentences.empty()) {
-    sentences.push_back(SpreadText(plan.spread));
+    sentences.back() += "; " + SpreadText(plan.spread);
   }
   return sentences;
 }

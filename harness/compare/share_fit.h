@@ -20,8 +20,10 @@ struct ShareFit {
   std::string text;      // "rank 0 holds the share of tp=0 once and of tp=1 not at all (...)"
 };
 
+// The shares along `path` (empty: all paths), what comes along the others taken as right.
 ShareFit FitShares(const SumCauses& sums, const Suspect& suspect, const Piece& piece,
-                   const SumCauses::Plan& plan, const std::vector<Axis>& axes);
+                   const SumCauses::Plan& plan, const std::vector<Axis>& axes,
+                   const std::string& path = "");
 
 // Sentences on what wrong ranks hold, for a cause that speaks of shares.
 std::vector<std::string> DescribeShares(const SumCauses& sums, const Suspect& suspect,

@@ -260,18 +260,33 @@ std::vector<Fit> SumCauses::Find() {
   return fits;
 }
 
+std::vector<bool> SumCauses::AffectedBy(const std::string& path) const {
+  for (const auto& subset : PathSubsetsOf(suspect_, nullptr)) {
+    if (PathText(paths_, subset) == path) {
+      return subset;
+    }
+  }
+  return std::vector<bool>(paths_.size(), true);
+}
+
 std::vector<std::vector<double>> SumCauses::SharesAlong(const Piece& piece, const Plan& plan,
-                                                        const std::vector<Axis>& axes) const {
+                                                        const std::vector<Axis>& axes,
+                                                        const std::string& path) const {
   const Meshes& meshes = suspect_.manifest().meshes;
-  const SumTable right = AfterSums(meshes, plan.sums);
+  std::vector<Axis> sums = plan.sums;
+  for (const Axis axis : axes) {
+    if (!Contains(sums, axis)) {
+      sums.push_back(axis);
+    }
+  }
+  const SumTable reach = AfterSums(meshes, sums).cwiseMin(1.0);
+  const SumTable nothing = SumTable::Zero(reach.rows(), reach.cols());
   const std::int64_t holder = suspect_.observed().holders()[piece.holder].ranks.front();
-  const std::vector<bool> all(paths_.size(), true);
   const Mesh& mesh = meshes.dense.Has(axes.front()) ? meshes.dense : meshes.expert;
   std::vector<std::vector<double>> along;
   Shares shares{.piece = &piece, .spread = plan.spread};
   for (const std::int64_t member : mesh.GroupOf(holder, axes)) {
-    // What the holder would have of the ranks that share the member's coordinates.
-    SumTable table = right;
+    SumTable table = reach;
     for (std::int64_t source = 0; source < table.cols(); ++source) {
       for (const Axis axis : axes) {
         if (mesh.Coordinate(source, axis) != mesh.Coordinate(member, axis)) {
@@ -279,11 +294,23 @@ std::vector<std::vector<double>> SumCauses::SharesAlong(const Piece& piece, cons
         }
       }
     }
-    if (auto values = Predict(shares, plan, table, table, all)) {
+    if (auto values = Predict(shares, plan, table, nothing, AffectedBy(path))) {
       along.push_back(std::move(*values));
     }
   }
   return along;
+}
+
+std::vector<double> SumCauses::RestOf(const Piece& piece, const std::string& path) const {
+  std::vector<double> rest(piece.got.size(), 0.0);
+  const std::vector<bool> affected = AffectedBy(path);
+  for (std::size_t i = 0; i < paths_.size(); ++i) {
+    if (!affected[i]) {
+      const auto whole = suspect_.ledger().Whole(suspect_.name(), paths_[i], piece.slice);
+      std::transform(rest.begin(), rest.end(), whole.begin(), rest.begin(), std::plus<>());
+    }
+  }
+  return rest;
 }
 
 std::vector<double> SumCauses::TokensAlong(const Piece& piece, const Plan& plan,

@@ -43,9 +43,14 @@ class SumCauses {
   };
   const std::vector<Plan>& plans() const { return plans_; }
 
-  // Every rank's share of a piece, summed over the ranks that agree on `axes`: by coordinate.
+  // Shares of a piece along `path` (empty: all), summed over the ranks that agree on `axes`: by
+  // coordinate. Along an axis that cuts the tensor it is what those ranks have at the same places
+  // of their own slices.
   std::vector<std::vector<double>> SharesAlong(const Piece& piece, const Plan& plan,
-                                               const std::vector<Axis>& axes) const;
+                                               const std::vector<Axis>& axes,
+                                               const std::string& path = "") const;
+  // What a right step gives along the other paths.
+  std::vector<double> RestOf(const Piece& piece, const std::string& path) const;
   // How many tokens each of them comes from.
   std::vector<double> TokensAlong(const Piece& piece, const Plan& plan,
                                   const std::vector<Axis>& axes) const;
@@ -59,6 +64,7 @@ class SumCauses {
   };
 
   void FindPlans();
+  std::vector<bool> AffectedBy(const std::string& path) const;
   bool AddsUp(const Plan& plan) const;
   std::vector<Axis> InOrder(std::vector<Axis> sums) const;
   std::optional<Slice> PlacesFor(const Piece& piece, const Plan& plan, std::int64_t source) const;
