@@ -25,6 +25,7 @@ ALLOWED = {
     "harness/dump": {"harness/base", "harness/json", "harness/layout", "nlohmann", "fmt"},
     "harness/compare": {"harness/base", "harness/json", "harness/layout", "harness/spec", "harness/dump", "reference",
                         "Eigen", "nlohmann", "openssl", "fmt"},
+    "harness/mutate": {"harness/base", "harness/layout", "harness/compare", "fmt"},
     "harness/report": {"harness/base", "harness/json", "harness/layout", "harness/compare",
                        "tinyxml2.h", "nlohmann", "fmt"},
     "harness/parallel": {"harness/base", "harness/layout", "harness/inputs", "harness/dump", "fmt"} | TORCH | CUDA,

@@ -1,6 +1,7 @@
 // moegate: reads the command line and calls one of commands.h.
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -8,6 +9,7 @@
 #include <filesystem>
 
 #include "harness/base/error.h"
+#include "harness/layout/fault.h"
 #include "tools/commands.h"
 #include "tools/keep_memory.h"
 
@@ -82,8 +84,8 @@ int Main(int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::IsMember({"threads", "gloo", "nccl"}));
   run->add_option("--fault", run_command.fault,
-                  "Plant a fault: 'drop d_gate_ED@tp', 'repeat R', 'mean R', 'wrong-group AXIS R', "
-                  "'skip-rank RANK R'");
+                  fmt::format("Plant a fault: 'drop d_gate_ED@tp', or another of {}",
+                              fmt::join(FaultForms(), ", ")));
   run->add_option("--dump", dump_folder, "Keep the dump of every run below this folder");
   run->add_option("--deadline", run_command.deadline_seconds,
                   "Seconds that any wait for a rank may take")

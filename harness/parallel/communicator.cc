@@ -24,6 +24,35 @@ at::Tensor Communicator::SumWhereOwed(const Reduction& reduction, const at::Tens
   return contract().Owes(reduction) ? AllReduceSum(reduction, input) : Settled(reduction, input);
 }
 
+at::Tensor Communicator::OnPath(std::string_view /*path*/, const at::Tensor& input) {
+  return input;
+}
+
+at::Tensor Communicator::Weights(const at::Tensor& weights_TK, const at::Tensor& /*selection_TK*/) {
+  return weights_TK;
+}
+
+at::Tensor Communicator::OwnSlots(const at::Tensor& all_TK, std::int64_t first,
+                                  std::int64_t count) {
+  return all_TK.narrow(0, first, count);
+}
+
+at::Tensor Communicator::Arrived(const at::Tensor& rows_nD) {
+  return rows_nD;
+}
+
+std::vector<std::int64_t> Communicator::Split(const std::vector<std::int64_t>& rows_per_expert) {
+  return rows_per_expert;
+}
+
+at::Tensor Communicator::Share(std::string_view /*tensor*/, const at::Tensor& gradient) {
+  return gradient;
+}
+
+at::Tensor Communicator::Finished(std::string_view /*tensor*/, const at::Tensor& local) {
+  return local;
+}
+
 at::Tensor Communicator::OwnRows(Axis axis, const at::Tensor& input) const {
   const std::int64_t rows = input.size(0) / Size(axis);
   return input.narrow(0, Coordinate(axis) * rows, rows).contiguous();
@@ -59,7 +88,8 @@ at::Tensor MeshCommunicator::Settled(const Reduction& /*reduction*/, const at::T
   return input;
 }
 
-at::Tensor MeshCommunicator::AllGather(Axis axis, const at::Tensor& input) {
+at::Tensor MeshCommunicator::AllGather(std::string_view /*tensor*/, Axis axis,
+                                       const at::Tensor& input) {
   return GroupOn(axis).AllGather(input.contiguous());
 }
 

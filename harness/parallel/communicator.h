@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "harness/layout/step_contract.h"
@@ -31,10 +32,30 @@ class Communicator {
   // another program would have to sum.
   virtual at::Tensor Settled(const Reduction& reduction, const at::Tensor& input) = 0;
 
-  virtual at::Tensor AllGather(Axis axis, const at::Tensor& input) = 0;
+  // The rows of `tensor` ("x_TD") on all ranks of the axis, in rank order.
+  virtual at::Tensor AllGather(std::string_view tensor, Axis axis, const at::Tensor& input) = 0;
   virtual at::Tensor AllToAll(Axis axis, const at::Tensor& input,
                               const std::vector<std::int64_t>& send_rows,
                               const std::vector<std::int64_t>& receive_rows) = 0;
+
+  // Places of the step that are no collective and can go wrong all the same. Each returns what it
+  // is given; a decorator acts there.
+  //
+  // The head of a path of the backward pass: "gate", "routed", "shared", "scores".
+  virtual at::Tensor OnPath(std::string_view path, const at::Tensor& input);
+  // The combine weights, and the scores by which their experts were selected (the same, but for a
+  // bias of the selection). Returns the weights.
+  virtual at::Tensor Weights(const at::Tensor& weights_TK, const at::Tensor& selection_TK);
+  // The slots [first, first + count) of all, the tokens that this rank computes; backward pads with
+  // zeros.
+  virtual at::Tensor OwnSlots(const at::Tensor& all_TK, std::int64_t first, std::int64_t count);
+  // Rows that reached the owner of their experts, ordered by expert, and how many each expert has.
+  virtual at::Tensor Arrived(const at::Tensor& rows_nD);
+  virtual std::vector<std::int64_t> Split(const std::vector<std::int64_t>& rows_per_expert);
+  // A parameter's gradient before its sums.
+  virtual at::Tensor Share(std::string_view tensor, const at::Tensor& gradient);
+  // What this rank holds of a result when the step is over.
+  virtual at::Tensor Finished(std::string_view tensor, const at::Tensor& local);
 
   std::int64_t Size(Axis axis) const;
   std::int64_t Coordinate(Axis axis) const;
@@ -61,7 +82,7 @@ class MeshCommunicator : public Communicator {
                           double divisor) override;
   at::Tensor ReduceScatterSum(const Reduction& reduction, const at::Tensor& input) override;
   at::Tensor Settled(const Reduction& reduction, const at::Tensor& input) override;
-  at::Tensor AllGather(Axis axis, const at::Tensor& input) override;
+  at::Tensor AllGather(std::string_view tensor, Axis axis, const at::Tensor& input) override;
   at::Tensor AllToAll(Axis axis, const at::Tensor& input,
                       const std::vector<std::int64_t>& send_rows,
                       const std::vector<std::int64_t>& receive_rows) override;

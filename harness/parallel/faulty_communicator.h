@@ -1,4 +1,4 @@
-// Plants one fault at one named reduction and passes everything else on.
+// Plants one fault at one named place and passes everything else on.
 #pragma once
 
 #include "harness/layout/fault.h"
@@ -17,21 +17,30 @@ class FaultyCommunicator : public Communicator {
                           double divisor) override;
   at::Tensor ReduceScatterSum(const Reduction& reduction, const at::Tensor& input) override;
   at::Tensor Settled(const Reduction& reduction, const at::Tensor& input) override;
-  at::Tensor AllGather(Axis axis, const at::Tensor& input) override {
-    return right_.AllGather(axis, input);
-  }
+  at::Tensor AllGather(std::string_view tensor, Axis axis, const at::Tensor& input) override;
   at::Tensor AllToAll(Axis axis, const at::Tensor& input,
                       const std::vector<std::int64_t>& send_rows,
                       const std::vector<std::int64_t>& receive_rows) override {
     return right_.AllToAll(axis, input, send_rows, receive_rows);
   }
+  at::Tensor OnPath(std::string_view path, const at::Tensor& input) override;
+  at::Tensor Weights(const at::Tensor& weights_TK, const at::Tensor& selection_TK) override;
+  at::Tensor OwnSlots(const at::Tensor& all_TK, std::int64_t first, std::int64_t count) override;
+  at::Tensor Arrived(const at::Tensor& rows_nD) override;
+  std::vector<std::int64_t> Split(const std::vector<std::int64_t>& rows_per_expert) override;
+  at::Tensor Share(std::string_view tensor, const at::Tensor& gradient) override;
+  at::Tensor Finished(std::string_view tensor, const at::Tensor& local) override;
 
  private:
+  bool IsAt(const Reduction& reduction) const;
   // What the faulty sum leaves on this rank, before anybody takes a chunk of it.
   at::Tensor FaultySum(const Reduction& reduction, const at::Tensor& input, double divisor);
+  at::Tensor NeighboursShard(const at::Tensor& local);
+  at::Tensor DividedByOwnRows(const at::Tensor& gradient);
 
   Communicator& right_;
   Fault fault_;
+  std::int64_t rows_ = 0;  // that this rank's experts got
 };
 
 }  // namespace moe::parallel

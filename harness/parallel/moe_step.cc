@@ -108,7 +108,10 @@ at::Tensor RankStep::Enter(const at::Tensor& x) {
   const Reduction d_x{"d_x_TD", Axis::kTp};
   if (layout_.sp) {
     return WithBackward(
-        x, [&](const at::Tensor& own) { return SequenceMajor(comm_.AllGather(Axis::kTp, own)); },
+        x,
+        [&](const at::Tensor& own) {
+          return SequenceMajor(comm_.AllGather("x_TD", Axis::kTp, own));
+        },
         [this, d_x](const at::Tensor& d_all) {
           return inside_ ? comm_.OwnRows(Axis::kTp, comm_.Settled(d_x, RankMajor(d_all)))
                          : comm_.ReduceScatterSum(d_x, RankMajor(d_all));
@@ -128,7 +131,7 @@ at::Tensor RankStep::Leave(const at::Tensor& y_TD) {
     return WithBackward(
         y_TD, [&](const at::Tensor& part) { return comm_.ReduceScatterSum(y, RankMajor(part)); },
         [this](const at::Tensor& d_own) {
-          return SequenceMajor(comm_.AllGather(Axis::kTp, d_own));
+          return SequenceMajor(comm_.AllGather("d_y_TD", Axis::kTp, d_own));
         });
   }
   return WithBackward(
@@ -164,10 +167,12 @@ at::Tensor RankStep::Experts(const at::Tensor& rows_nD,
 at::Tensor RankStep::RoutedExperts(const at::Tensor& x_TD) {
   const at::Tensor gate_bias_E = model_.gate_bias ? Leaf("gate_bias_E") : at::Tensor();
   const at::Tensor expert_bias_E = model_.expert_bias ? Leaf("expert_bias_E") : at::Tensor();
-  at::Tensor logits_TE = Logits(x_TD, Leaf("gate_ED"), gate_bias_E);
+  at::Tensor logits_TE = Logits(comm_.OnPath("gate", x_TD), Leaf("gate_ED"), gate_bias_E);
   logits_TE = EnterBranch(logits_TE, "d_logits_TE");
   Choice choice = Route(model_, logits_TE, expert_bias_E);
-  at::Tensor routed_x_TD = EnterBranch(x_TD, "d_routed_TD");
+  choice.topk_score_TK =
+      comm_.OnPath("scores", comm_.Weights(choice.topk_score_TK, choice.topk_selection_TK));
+  at::Tensor routed_x_TD = EnterBranch(comm_.OnPath("routed", x_TD), "d_routed_TD");
 
   // The dump keeps the rows that this rank owns.
   at::Tensor own_choice_TK = choice.topk_expert_TK;
@@ -185,7 +190,7 @@ at::Tensor RankStep::RoutedExperts(const at::Tensor& x_TD) {
     // communication.
     routed_x_TD = routed_x_TD.narrow(0, first, mine);
     choice.topk_expert_TK = choice.topk_expert_TK.narrow(0, first, mine);
-    choice.topk_score_TK = choice.topk_score_TK.narrow(0, first, mine);
+    choice.topk_score_TK = comm_.OwnSlots(choice.topk_score_TK, first, mine);
   }
 
   const SlotOrder order = OrderByExpert(choice.topk_expert_TK, model_.experts);
@@ -198,7 +203,8 @@ at::Tensor RankStep::RoutedExperts(const at::Tensor& x_TD) {
     rows_nD = EnterBranch(rows_nD, "d_routed_ND");
   }
   Dispatched sent = Dispatch(comm_, rows_nD, order.slots_per_expert);
-  at::Tensor outputs_nD = Combine(comm_, Experts(sent.rows_nD, sent.rows_per_expert), sent);
+  at::Tensor outputs_nD =
+      Combine(comm_, Experts(comm_.Arrived(sent.rows_nD), comm_.Split(sent.rows_per_expert)), sent);
 
   const at::Tensor in_slot_order_nD = outputs_nD.index_select(0, order.inverse);
   at::Tensor y_mine_TD = SumSlots(in_slot_order_nD.view({mine, model_.top_k, model_.d_model}),
@@ -210,7 +216,7 @@ at::Tensor RankStep::RoutedExperts(const at::Tensor& x_TD) {
 }
 
 at::Tensor RankStep::SharedExperts(const at::Tensor& x_TD) {
-  const at::Tensor shared_x_TD = EnterBranch(x_TD, "d_shared_TD");
+  const at::Tensor shared_x_TD = EnterBranch(comm_.OnPath("shared", x_TD), "d_shared_TD");
   const at::Tensor y_TD =
       SwiGlu(shared_x_TD, Leaf("shared_w1_FD"), Leaf("shared_w3_FD"), Leaf("shared_w2_DF"));
   if (!model_.shared_gate) {
@@ -233,6 +239,7 @@ at::Tensor RankStep::Forward() {
 
 // The sums that a parameter's gradient is owed when the backward pass is over.
 at::Tensor RankStep::FinishParameter(const ContractTensor& tensor, at::Tensor gradient) {
+  gradient = comm_.Share(tensor.name, gradient);
   for (const Axis axis : tensor.settled) {
     gradient = comm_.Settled({tensor.name, axis}, gradient);
   }
@@ -265,6 +272,9 @@ LocalTensors RankStep::Backward(const at::Tensor& y) {
         tensor.name == "d_x_TD"
             ? (AveragesOverDp() ? gradient.div(DataParallelRanks()) : gradient).detach()
             : FinishParameter(tensor, gradient.detach());
+  }
+  for (auto& [name, tensor] : local) {
+    tensor = comm_.Finished(name, tensor);
   }
   return local;
 }

@@ -44,6 +44,7 @@ Choice Route(const Model& model, const at::Tensor& logits_TE, const at::Tensor& 
   }
   Choice choice;
   choice.topk_expert_TK = std::get<1>(selection_TE.topk(model.top_k, /*dim=*/1));
+  choice.topk_selection_TK = selection_TE.gather(1, choice.topk_expert_TK);
   choice.topk_score_TK = scores_TE.gather(1, choice.topk_expert_TK);
   if (model.route_norm) {
     choice.topk_score_TK =

@@ -9,8 +9,9 @@
 namespace moe::parallel {
 
 struct Choice {
-  at::Tensor topk_expert_TK;  // int64
-  at::Tensor topk_score_TK;   // combine weights, in the score dtype; differentiable
+  at::Tensor topk_expert_TK;     // int64
+  at::Tensor topk_score_TK;      // combine weights, in the score dtype; differentiable
+  at::Tensor topk_selection_TK;  // the scores that chose them, with any bias; not differentiable
 };
 
 // [T, E] in the score dtype (float32, or float64 for float64). `gate_bias_E` may be undefined.

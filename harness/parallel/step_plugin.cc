@@ -25,13 +25,17 @@ namespace moe::parallel {
 namespace {
 
 RankOutput RunOnRank(const StepRequest& request, std::int64_t rank, const GroupFactory& open) {
-  const StepContract contract = MakeContract(request.model, request.layout, request.program);
+  StepRequest planted = request;
+  if (request.fault && request.fault->kind == Fault::Kind::kModel) {
+    planted.model = OtherModel(request.model, request.fault->name);
+  }
+  const StepContract contract = MakeContract(planted.model, request.layout, request.program);
   MeshCommunicator mesh(contract, rank, open);
   if (!request.fault) {
     return {Encode(RunStep(request, mesh)), mesh.calls()};
   }
   FaultyCommunicator faulty(mesh, *request.fault);
-  return {Encode(RunStep(request, faulty)), mesh.calls()};
+  return {Encode(RunStep(planted, faulty)), mesh.calls()};
 }
 
 // c10d's errors end in a stack trace; what went wrong is in their first line.

@@ -1,0 +1,472 @@
+#include "harness/mutate/fault_catalogue.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+
+namespace moe {
+namespace {
+
+using Kind = Fault::Kind;
+
+bool IsNear(double a, double b) {
+  return std::abs(a - b) < 1e-9 * std::abs(b);
+}
+
+bool IsBatchAxis(Axis axis) {
+  return axis == Axis::kDpReplicate || axis == Axis::kDpShard || axis == Axis::kCp;
+}
+
+class Cataloguer {
+ public:
+  Cataloguer(const Model& model, const Layout& layout, const Program& program, RanksToPlant ranks)
+      : model_(model),
+        layout_(layout),
+        program_(program),
+        contract_(MakeContract(model, layout, program)) {
+    const std::int64_t world = layout.WorldSize();
+    for (std::int64_t rank = 0; rank < world; ++rank) {
+      if (ranks == RanksToPlant::kAll || rank == 0 || rank == world - 1) {
+        ranks_.push_back(rank);
+      }
+    }
+  }
+
+  std::vector<PlantedFault> Run();
+
+ private:
+  using Groups = std::vector<std::vector<std::int64_t>>;
+
+  void Plant(const Fault& fault, std::string bug_class, std::vector<Answer> answers,
+             std::string equivalent = "");
+  void AtReduction(const ContractTensor& tensor, Axis axis);
+  void AtSettled(const ContractTensor& tensor, Axis axis);
+  void Mean(const ContractTensor& tensor, const Reduction& reduction);
+  void WrongGroups(const Reduction& reduction);
+  void AtRanks(const ContractTensor& tensor, const Reduction& reduction);
+  void DropAll();
+  void AtResult(const ContractTensor& tensor);
+  void Scales(const ContractTensor& tensor);
+  void Shards(const ContractTensor& tensor);
+  void ExpertShares(const ContractTensor& tensor);
+  void Paths();
+  void BetweenCollectives();
+  void OtherModels();
+  void Counts();
+
+  std::int64_t SizeOf(Axis axis) const {
+    return contract_.meshes.dense.SizeOf(axis) * contract_.meshes.expert.SizeOf(axis);
+  }
+  double DataParallelRanks() const {
+    return static_cast<double>(layout_.dp_replicate * layout_.dp_shard * layout_.cp);
+  }
+  Groups GroupsOf(Axis axis) const;
+  Shape LocalShape(const ContractTensor& tensor) const;
+  std::vector<Answer> Seen(const std::string& tensor, const Explanation& explanation) const;
+  std::vector<Answer> ScaleAnswers(const ContractTensor& tensor, double factor) const;
+  void AddSameNumbers(std::vector<Answer>& answers, const ContractTensor& tensor,
+                      double factor) const;
+  std::string WhyDropChangesNothing(const Reduction& reduction) const;
+
+  const Model& model_;
+  const Layout& layout_;
+  const Program& program_;
+  StepContract contract_;
+  std::vector<std::int64_t> ranks_;
+  std::vector<PlantedFault> planted_;
+};
+
+void Cataloguer::Plant(const Fault& fault, std::string bug_class, std::vector<Answer> answers,
+                       std::string equivalent) {
+  planted_.push_back({fault, std::move(bug_class), std::move(answers), std::move(equivalent)});
+}
+
+// Who talks to whom on an axis. Axes of the two views can be the same groups of ranks.
+Cataloguer::Groups Cataloguer::GroupsOf(Axis axis) const {
+  const Meshes& meshes = contract_.meshes;
+  const Mesh& mesh = meshes.dense.Has(axis) ? meshes.dense : meshes.expert;
+  Groups groups;
+  for (std::int64_t rank = 0; rank < mesh.WorldSize(); ++rank) {
+    groups.push_back(mesh.GroupOf(rank, {axis}));
+  }
+  return groups;
+}
+
+Shape Cataloguer::LocalShape(const ContractTensor& tensor) const {
+  return SliceOf(tensor.shape, contract_.meshes.Of(tensor.mesh), tensor.placements, /*rank=*/0)
+      .LocalShape();
+}
+
+// Where a cause at `tensor` is seen: there, or for a tensor inside the step on the results that are
+// made from it.
+std::vector<Answer> Cataloguer::Seen(const std::string& tensor,
+                                     const Explanation& explanation) const {
+  const auto along = [&](std::string path) {
+    Explanation limited = explanation;
+    limited.path = std::move(path);
+    return Answer{"d_x_TD", limited};
+  };
+  const bool through_scores =
+      tensor == "d_logits_TE" ||
+      (tensor == "d_routed_ND" && model_.score_placement == ScorePlacement::kBeforeExperts);
+  std::vector<Answer> answers;
+  if (tensor == "d_shared_TD") {
+    answers.push_back(along("shared"));
+  } else if (tensor == "d_routed_TD") {
+    answers.push_back(along("routed"));
+  } else if (tensor == "d_routed_ND") {
+    // A score that multiplies before the experts passes the cause on to the gate's part.
+    answers.push_back(along(through_scores ? "" : "routed"));
+  } else if (tensor == "d_logits_TE") {
+    answers.push_back(along("gate"));
+  } else {
+    answers.push_back({tensor, explanation});
+  }
+  if (through_scores) {
+    answers.push_back({"d_gate_ED", explanation});
+    if (model_.gate_bias) {
+      answers.push_back({"d_gate_bias_E", explanation});
+    }
+  }
+  return answers;
+}
+
+// Sums that a tensor is owed or has had: counted twice, or averaged, they look like a factor.
+void Cataloguer::AddSameNumbers(std::vector<Answer>& answers, const ContractTensor& tensor,
+                                double factor) const {
+  std::vector<Axis> axes = tensor.owed;
+  axes.insert(axes.end(), tensor.settled.begin(), tensor.settled.end());
+  for (std::uint32_t chosen = 1; chosen < (1U << axes.size()); ++chosen) {
+    std::vector<Axis> product;
+    double size = 1.0;
+    for (std::size_t i = 0; i < axes.size(); ++i) {
+      if ((chosen >> i & 1U) != 0) {
+        product.push_back(axes[i]);
+        size *= static_cast<double>(SizeOf(axes[i]));
+      }
+    }
+    for (const Cause cause : {Cause::kDoubleSum, Cause::kMeanForSum}) {
+      if (IsNear(factor, cause == Cause::kDoubleSum ? size : 1.0 / size)) {
+        answers.push_back({tensor.name, {.cause = cause, .axes = product}, /*same_numbers=*/true});
+      }
+    }
+  }
+}
+
+std::vector<Answer> Cataloguer::ScaleAnswers(const ContractTensor& tensor, double factor) const {
+  std::vector<Answer> answers = {{tensor.name, {.cause = Cause::kWrongScale, .factor = factor}}};
+  AddSameNumbers(answers, tensor, factor);
+  return answers;
+}
+
+// Under sequence parallelism a rank keeps the rows of its own chunk of every sequence. With etp 1
+// and one sequence those are the tokens that it sent to the experts itself.
+std::string Cataloguer::WhyDropChangesNothing(const Reduction& reduction) const {
+  const bool own_tokens_only = layout_.sp && layout_.local_batch == 1 && layout_.etp == 1;
+  return reduction.tensor == "d_routed_TD" && own_tokens_only
+             ? "every rank keeps the rows of the tokens that it routed itself"
+             : "";
+}
+
+void Cataloguer::Mean(const ContractTensor& tensor, const Reduction& reduction) {
+  const auto size = static_cast<double>(SizeOf(reduction.axis));
+  const bool averages = program_.dp_reduction == DpReduction::kMean;
+  const Fault fault{.kind = Kind::kMean, .reduction = reduction};
+  if (averages && IsBatchAxis(reduction.axis)) {
+    Plant(fault, "FC8", {}, "the program averages over this axis, and scales its loss for it");
+    return;
+  }
+  if (averages && reduction.axis == Axis::kEdp) {
+    // The divisor is the ranks of edp instead of all data-parallel ones.
+    const double factor = DataParallelRanks() / size;
+    const bool same = IsNear(factor, 1.0);
+    Plant(fault, "FC8", same ? std::vector<Answer>{} : ScaleAnswers(tensor, factor),
+          same ? "edp has all the data-parallel ranks, by which the program divides" : "");
+    return;
+  }
+  // Equal sizes give equal numbers: planted at the first of them, and each is a right answer.
+  std::vector<Answer> answers;
+  for (const Axis axis : tensor.owed) {
+    const bool same_size = SizeOf(axis) == SizeOf(reduction.axis);
+    if (same_size && axis != reduction.axis && answers.empty()) {
+      return;
+    }
+    if (same_size) {
+      const auto seen = Seen(tensor.name, {.cause = Cause::kMeanForSum, .axes = {axis}});
+      answers.insert(answers.end(), seen.begin(), seen.end());
+    }
+  }
+  if (tensor.result) {
+    AddSameNumbers(answers, tensor, 1.0 / size);
+  }
+  Plant(fault, "FC8", std::move(answers));
+}
+
+void Cataloguer::WrongGroups(const Reduction& reduction) {
+  std::vector<Groups> taken = {GroupsOf(reduction.axis)};
+  for (const Mesh* mesh : {&contract_.meshes.dense, &contract_.meshes.expert}) {
+    for (const Axis axis : mesh->axes) {
+      const Groups groups = GroupsOf(axis);
+      if (SizeOf(axis) == 1 || std::find(taken.begin(), taken.end(), groups) != taken.end()) {
+        continue;
+      }
+      taken.push_back(groups);
+      std::vector<Answer> answers;
+      for (const Mesh* view : {&contract_.meshes.dense, &contract_.meshes.expert}) {
+        for (const Axis same : view->axes) {
+          if (GroupsOf(same) == groups) {
+            const auto seen =
+                Seen(reduction.tensor,
+                     {.cause = Cause::kWrongGroup, .axes = {reduction.axis}, .used = {same}});
+            answers.insert(answers.end(), seen.begin(), seen.end());
+          }
+        }
+      }
+      Plant({.kind = Kind::kWrongGroup, .reduction = reduction, .axis = axis}, "FC6",
+            std::move(answers));
+    }
+  }
+}
+
+void Cataloguer::AtRanks(const ContractTensor& tensor, const Reduction& reduction) {
+  // What a rank brings to a later sum is what earlier ones have left on it, or a value that is
+  // whole on the settled axes: the contribution of several ranks.
+  std::vector<Axis> before = tensor.settled;
+  before.insert(before.end(), tensor.owed.begin(),
+                std::find(tensor.owed.begin(), tensor.owed.end(), reduction.axis));
+  for (const std::int64_t rank : ranks_) {
+    for (const Kind kind : {Kind::kSkipRank, Kind::kDoubleRank}) {
+      Explanation explanation{.cause = kind == Kind::kSkipRank ? Cause::kDroppedContribution
+                                                               : Cause::kDoubledContribution,
+                              .sources = {rank}};
+      std::vector<Answer> answers = Seen(reduction.tensor, explanation);
+      if (!before.empty()) {
+        explanation.sources = contract_.meshes.Of(tensor.mesh).GroupOf(rank, before);
+        const auto more = Seen(reduction.tensor, explanation);
+        answers.insert(answers.end(), more.begin(), more.end());
+      }
+      Plant({.kind = kind, .reduction = reduction, .rank = rank},
+            kind == Kind::kSkipRank ? "FC24" : "FC13", std::move(answers));
+    }
+  }
+}
+
+void Cataloguer::AtReduction(const ContractTensor& tensor, Axis axis) {
+  const Reduction reduction{tensor.name, axis};
+  const bool of_parameter = IsOfParameter(reduction, contract_);
+  Plant({.kind = Kind::kDrop, .reduction = reduction}, of_parameter ? "FC1" : "FC2",
+        Seen(tensor.name, {.cause = Cause::kMissingSum, .axes = {axis}}),
+        WhyDropChangesNothing(reduction));
+  Plant({.kind = Kind::kRepeat, .reduction = reduction},
+        tensor.name == "d_gate_bias_E" ? "FC21" : "FC5",
+        Seen(tensor.name, {.cause = Cause::kDoubleSum, .axes = {axis}}));
+  Mean(tensor, reduction);
+  WrongGroups(reduction);
+  AtRanks(tensor, reduction);
+  const bool has_rows_and_columns = tensor.shape.size() != 1;
+  if (has_rows_and_columns) {
+    Plant({.kind = Kind::kMisread, .reduction = reduction}, "FC33", {});
+  }
+}
+
+void Cataloguer::AtSettled(const ContractTensor& tensor, Axis axis) {
+  const Reduction reduction{tensor.name, axis};
+  Plant({.kind = Kind::kDrop, .reduction = reduction},
+        IsOfParameter(reduction, contract_) ? "FC1" : "FC2", {},
+        fmt::format("the value is whole on {} already", ToText(axis)));
+  Plant({.kind = Kind::kRepeat, .reduction = reduction}, "FC5",
+        Seen(tensor.name, {.cause = Cause::kDoubleSum, .axes = {axis}}));
+}
+
+void Cataloguer::DropAll() {
+  std::vector<Answer> answers;
+  std::size_t sums = 0;
+  for (const ContractTensor& tensor : contract_.tensors) {
+    if (!tensor.owed.empty() && IsOfParameter({tensor.name, tensor.owed.front()}, contract_)) {
+      answers.push_back({tensor.name, {.cause = Cause::kMissingSum, .axes = tensor.owed}});
+      sums += tensor.owed.size();
+    }
+  }
+  if (sums > 1) {  // One sum is planted by its name.
+    Plant({.kind = Kind::kDropAll}, "FC4", std::move(answers));
+  }
+}
+
+void Cataloguer::Scales(const ContractTensor& tensor) {
+  struct Factor {
+    double value;
+    const char* bug_class;
+  };
+  std::vector<Factor> factors;
+  const auto add = [&](double value, const char* bug_class) {
+    std::vector<Answer> same;
+    AddSameNumbers(same, tensor, value);
+    const bool known = std::any_of(factors.begin(), factors.end(), [&](const Factor& factor) {
+      return IsNear(factor.value, value);
+    });
+    if (!IsNear(value, 1.0) && same.empty() && !known) {
+      factors.push_back({value, bug_class});
+    }
+  };
+  for (const double size : {static_cast<double>(layout_.ep), static_cast<double>(layout_.tp),
+                            static_cast<double>(layout_.Edp()), DataParallelRanks(),
+                            static_cast<double>(layout_.WorldSize())}) {
+    add(size, "FC7");
+    add(1.0 / size, "FC7");
+  }
+  for (const std::int64_t count : {model_.top_k, layout_.local_batch}) {
+    add(static_cast<double>(count), "FC9");
+    add(1.0 / static_cast<double>(count), "FC9");
+  }
+  add(1.001, "FC9");
+  for (const Factor& factor : factors) {
+    Plant({.kind = Kind::kScale, .tensor = tensor.name, .factor = factor.value}, factor.bug_class,
+          ScaleAnswers(tensor, factor.value));
+  }
+}
+
+void Cataloguer::Shards(const ContractTensor& tensor) {
+  bool has_replicas = false;
+  for (const auto& [axis, placement] : tensor.placements) {
+    has_replicas = has_replicas || placement.kind == Placement::Kind::kReplicate;
+    if (placement.kind == Placement::Kind::kShard) {
+      Plant({.kind = Kind::kMisplace, .tensor = tensor.name, .axis = axis}, "FC18",
+            {{tensor.name, {.cause = Cause::kMisplacedShard, .axes = {axis}}}});
+    }
+  }
+  for (const std::int64_t rank : ranks_) {
+    if (has_replicas) {
+      Plant({.kind = Kind::kStaleRank, .tensor = tensor.name, .rank = rank}, "FC26",
+            {{tensor.name, {.cause = Cause::kStaleReplica}}});
+    }
+  }
+}
+
+void Cataloguer::ExpertShares(const ContractTensor& tensor) {
+  if (SizeOf(Axis::kEdp) > 1) {
+    Plant({.kind = Kind::kLocalNorm, .tensor = tensor.name}, "FC9",
+          {{tensor.name, {.cause = Cause::kLocalNormaliser}}});
+  }
+  Plant({.kind = Kind::kIdleGarbage, .tensor = tensor.name}, "FC20", {});
+}
+
+void Cataloguer::AtResult(const ContractTensor& tensor) {
+  Scales(tensor);
+  const Shape local = LocalShape(tensor);
+  for (const auto& [units, said] : {std::pair{"experts", "experts"}, std::pair{"tokens", "tokens"},
+                                    std::pair{"hidden", "hidden units"}}) {
+    const auto dim = DimOf(tensor.name, units);
+    if (dim && local[*dim] > 1) {
+      Plant({.kind = Kind::kPermute, .tensor = tensor.name, .name = units}, "FC17",
+            {{tensor.name, {.cause = Cause::kPermuted, .permuted = said}}});
+    }
+  }
+  Shards(tensor);
+  if (IsExpertWeight(tensor.name)) {
+    ExpertShares(tensor);
+  }
+  Plant({.kind = Kind::kRound, .tensor = tensor.name}, "FC28",
+        {{tensor.name, {.cause = Cause::kPrecision}}});
+  for (const Kind kind : {Kind::kCorrupt, Kind::kNan}) {
+    Plant({.kind = kind, .tensor = tensor.name}, "FC20",
+          {{tensor.name, {.cause = Cause::kCorruption}}});
+  }
+}
+
+void Cataloguer::Paths() {
+  for (const Kind kind : {Kind::kLosePath, Kind::kDoublePath}) {
+    const Cause cause = kind == Kind::kLosePath ? Cause::kLostPath : Cause::kDoubledPath;
+    const char* bug_class = kind == Kind::kLosePath ? "FC15" : "FC13";
+    for (const char* path : {"gate", "routed", "shared"}) {
+      if (path != std::string("shared") || model_.d_shared > 0) {
+        Plant({.kind = kind, .name = path}, bug_class,
+              {{"d_x_TD", {.cause = cause, .path = path}}});
+      }
+    }
+    // The scores' gradient is all that the gate's gradient is made of, and the gate's part of d_x.
+    std::vector<Answer> answers;
+    for (const char* path : {"scores", "gate"}) {
+      answers.push_back({"d_x_TD", {.cause = cause, .path = path}});
+    }
+    for (const char* name : {"d_gate_ED", "d_gate_bias_E"}) {
+      const ContractTensor* tensor = contract_.Find(name);
+      if (tensor == nullptr) {
+        continue;
+      }
+      for (const char* path : {"scores", "gate"}) {
+        answers.push_back({name, {.cause = cause, .path = path}});
+      }
+      if (kind == Kind::kDoublePath) {
+        const auto scaled = ScaleAnswers(*tensor, 2.0);
+        answers.insert(answers.end(), scaled.begin(), scaled.end());
+      }
+    }
+    Plant({.kind = kind, .name = "scores"}, bug_class, std::move(answers));
+  }
+}
+
+void Cataloguer::BetweenCollectives() {
+  if (layout_.sp && layout_.tp > 1) {
+    for (const char* tensor : {"d_y_TD", "x_TD"}) {
+      Plant({.kind = Kind::kDropGather, .reduction = {tensor, Axis::kTp}}, "FC3", {});
+    }
+  }
+  Plant({.kind = Kind::kShuffleRows}, "FC17", {});
+  if (model_.experts / layout_.ep > 1) {
+    Plant({.kind = Kind::kSplitRows}, "FC18", {});
+  }
+  if (layout_.tp > 1 && layout_.etp == 1) {
+    Plant({.kind = Kind::kLeakSlots}, "FC16", {});
+  }
+}
+
+void Cataloguer::OtherModels() {
+  for (const char* key : {"score_function", "score_placement", "route_norm", "route_scale"}) {
+    Plant({.kind = Kind::kModel, .name = key}, "FC22", {});
+  }
+  if (model_.expert_bias) {
+    Plant({.kind = Kind::kModel, .name = "expert_bias"}, "FC22", {});
+  }
+}
+
+void Cataloguer::Counts() {
+  const std::string counts = "tokens_per_expert_E";
+  Plant({.kind = Kind::kScale, .tensor = counts, .factor = 2.0}, "FC12", {});
+  for (const std::int64_t rank : ranks_) {
+    Plant({.kind = Kind::kSkipRank, .tensor = counts, .rank = rank}, "FC12", {});
+    Plant({.kind = Kind::kDoubleRank, .tensor = counts, .rank = rank}, "FC12", {});
+  }
+}
+
+std::vector<PlantedFault> Cataloguer::Run() {
+  for (const ContractTensor& tensor : contract_.tensors) {
+    for (const Axis axis : tensor.owed) {
+      AtReduction(tensor, axis);
+    }
+    for (const Axis axis : tensor.settled) {
+      AtSettled(tensor, axis);
+    }
+  }
+  DropAll();
+  for (const ContractTensor& tensor : contract_.tensors) {
+    if (tensor.result) {
+      AtResult(tensor);
+    }
+  }
+  Paths();
+  BetweenCollectives();
+  OtherModels();
+  Counts();
+  return std::move(planted_);
+}
+
+}  // namespace
+
+std::vector<PlantedFault> CatalogueOf(const Model& model, const Layout& layout,
+                                      const Program& program, RanksToPlant ranks) {
+  return Cataloguer(model, layout, program, ranks).Run();
+}
+
+}  // namespace moe
