@@ -148,11 +148,12 @@ Result RunOnce(const CaseSpec& spec, const Layout& layout, Dtype dtype,
       KeepDump(run.dump, inputs, *options.dump_folder, result);
     }
     // 4, 7 and 8: the reference, the comparison and the diagnosis; 9, the report, is the caller's.
-    result.judgement = Judge(run.dump, inputs,
-                             {.golden = golden,
-                              .contract = &contract,
-                              .calls = run.calls,
-                              .idle_experts = spec.numerics.idle_experts});
+    const JudgeOptions judging{.golden = golden,
+                               .contract = &contract,
+                               .calls = run.calls,
+                               .idle_experts = spec.numerics.idle_experts};
+    result.judgement =
+        options.judge ? options.judge(run.dump, inputs, judging) : Judge(run.dump, inputs, judging);
     result.verdict = result.judgement.verdict;
   } catch (const Error& error) {
     result.verdict = Verdict::kError;

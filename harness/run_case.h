@@ -17,6 +17,8 @@ struct RunOptions {
   std::string backend = "threads";
   // Brings back what the ranks of a step hold, where it is not RunRanksOf that starts them.
   std::function<std::vector<RankOutput>(const StepRequest&)> run_ranks;
+  // Judges a dump, where somebody knows more than Judge: what it said of the same dump before.
+  std::function<Judgement(const Dump&, const TensorSource&, const JudgeOptions&)> judge;
   std::string golden_folder;
   std::optional<std::string> dump_folder;  // keep the dump of every run below it
   std::chrono::milliseconds deadline{20'000};

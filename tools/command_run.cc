@@ -25,19 +25,23 @@ struct Listed {
 };
 
 std::vector<Dtype> DtypesOf(const CaseSpec& spec, const std::string& only) {
-  if (only.empty()) {
+  const auto dtype = StepDtype(only);
+  if (!dtype) {
     return spec.numerics.dtypes;
-  }
-  const auto dtype = DtypeFromText(only);
-  if (dtype != Dtype::kFloat64 && dtype != Dtype::kFloat32 && dtype != Dtype::kBfloat16) {
-    throw Error(
-        "--dtype",
-        fmt::format("\"{}\" is no dtype of the step; use float64, float32 or bfloat16", only));
   }
   const auto& dtypes = spec.numerics.dtypes;
   return std::find(dtypes.begin(), dtypes.end(), *dtype) == dtypes.end()
              ? std::vector<Dtype>{}
              : std::vector<Dtype>{*dtype};
+}
+
+// With other inputs than those of its golden file a case is one step, judged by the error model.
+void UseSeed(std::vector<SelectedCase>& selected, std::uint64_t seed) {
+  for (SelectedCase& one : selected) {
+    one.spec.numerics.seed = seed;
+    one.spec.must_catch.clear();
+    one.spec.must_pass.clear();
+  }
 }
 
 void UseLayout(std::vector<SelectedCase>& selected, const std::string& text) {
@@ -111,11 +115,18 @@ JobOutputs RunAsRank(const Job& job, const std::vector<Listed>& listed,
   return {job, options.backend, requests};
 }
 
-Result RunListed(const Listed& item, const std::optional<Fault>& fault, Prepared& prepared,
+Result RunListed(const Listed& item, const std::optional<Fault>& fault,
+                 const std::optional<std::uint64_t>& seed, Prepared& prepared,
                  const RunOptions& options) {
   try {
-    const Golden& golden = prepared.GoldenOf(*item.spec);
     const InputGenerator& inputs = prepared.InputsOf(*item.spec);
+    if (seed) {
+      Result result = RunOnce(*item.spec, item.layout, item.dtype, inputs, fault,
+                              /*golden=*/nullptr, options);
+      result.repro += fmt::format(" --seed={}", *seed);
+      return result;
+    }
+    const Golden& golden = prepared.GoldenOf(*item.spec);
     return fault ? RunOnce(*item.spec, item.layout, item.dtype, inputs, fault, &golden, options)
                  : RunCase(*item.spec, item.layout, item.dtype, inputs, golden, options);
   } catch (const Error& error) {
@@ -133,6 +144,9 @@ int Run(const CommonOptions& common, const RunCommand& command, const OutputOpti
   std::vector<SelectedCase> selected = Select(common.cases_folder, command.select);
   if (!command.layout.empty()) {
     UseLayout(selected, command.layout);
+  }
+  if (command.seed) {
+    UseSeed(selected, *command.seed);
   }
   std::optional<Fault> fault;
   if (!command.fault.empty()) {
@@ -167,7 +181,7 @@ int Run(const CommonOptions& common, const RunCommand& command, const OutputOpti
       fmt::print(stderr, "\r\033[K[{}/{}] {} {}", results.size() + 1, listed.size(),
                  CaseId(*item.spec, item.layout), ToText(item.dtype));
     }
-    results.push_back(RunListed(item, fault, prepared, options));
+    results.push_back(RunListed(item, fault, command.seed, prepared, options));
     if (progress) {
       fmt::print(stderr, "\r\033[K");
     }

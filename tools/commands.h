@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -27,6 +28,8 @@ struct RunCommand {
   std::string dtype;   // instead of the cases' own
   std::string backend = "threads";
   std::string fault;  // planted in every run
+  std::optional<std::uint64_t>
+      seed;  // instead of the cases' own, which their golden files speak of
   std::optional<std::string> dump_folder;
   double deadline_seconds = 20.0;
 };
@@ -34,6 +37,26 @@ struct RunCommand {
 struct RegenCommand {
   std::vector<std::string> select;
   bool accept = false;  // also write what is wider than before
+};
+
+struct MutateCommand {
+  std::vector<std::string> select;
+  std::string layout;  // instead of the cases' own
+  std::string dtype;   // only this one
+  std::vector<std::string> classes;
+  std::int64_t seeds = 2;
+  bool full = false;
+  std::int64_t jobs = 0;  // 0: one per core
+};
+
+struct SoakCommand {
+  std::vector<std::string> select;
+  std::string layout;  // instead of the cases' own
+  std::string dtype;   // only this one
+  std::string backend = "threads";
+  std::int64_t seeds = 10;
+  std::optional<std::uint64_t> first_seed;
+  std::int64_t jobs = 0;  // 0: one per core
 };
 
 // Each returns the exit status: 0, 1 or 2 as in DESIGN. They throw Error, which is status 2.
@@ -45,6 +68,8 @@ int Check(const CommonOptions& common, const std::vector<std::string>& dumps,
           const OutputOptions& output);
 int Run(const CommonOptions& common, const RunCommand& command, const OutputOptions& output);
 int Regen(const CommonOptions& common, const RegenCommand& command);
+int Mutate(const CommonOptions& common, const MutateCommand& command, bool json);
+int Soak(const CommonOptions& common, const SoakCommand& command);
 
 // Prints the summary line or the JSON, writes the JUnit file, and returns the exit status.
 int Finish(const std::vector<Result>& results, std::int64_t listed, const OutputOptions& output);

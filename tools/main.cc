@@ -86,12 +86,55 @@ int Main(int argc, char** argv) {
   run->add_option("--fault", run_command.fault,
                   fmt::format("Plant a fault: 'drop d_gate_ED@tp', or another of {}",
                               fmt::join(FaultForms(), ", ")));
+  run->add_option(
+      "--seed", run_command.seed,
+      "Draw the inputs from this seed and judge by the error model alone, as soak does");
   run->add_option("--dump", dump_folder, "Keep the dump of every run below this folder");
   run->add_option("--deadline", run_command.deadline_seconds,
                   "Seconds that any wait for a rank may take")
       ->capture_default_str()
       ->check(CLI::Range(0.1, 3600.0));
   add_output(run);
+
+  MutateCommand mutate_command;
+  auto* mutate = app.add_subcommand(
+      "mutate", "Plant every fault of the catalogue, and show which were seen and named right");
+  mutate->add_option("SELECT", mutate_command.select, kSelectHelp);
+  mutate->add_option("--layout", mutate_command.layout,
+                     "Plant on this layout instead of the cases' own");
+  mutate->add_option("--dtype", mutate_command.dtype, "Only float64, float32 or bfloat16");
+  mutate
+      ->add_option("--classes", mutate_command.classes,
+                   "Only these classes of cases/README.md: FC1,FC6")
+      ->delimiter(',');
+  mutate
+      ->add_option("--seeds", mutate_command.seeds, "Seeds per case, its own and the ones after it")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  mutate->add_flag("--full", mutate_command.full,
+                   "Plant every fault in every dtype, with every seed, at every rank; else each in "
+                   "one dtype and seed in turn");
+  mutate->add_option("--jobs", mutate_command.jobs, "Processes; 0: one per core")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1024));
+  mutate->add_flag("--json", output.json, "Print every fault and what was said of it as JSON");
+
+  SoakCommand soak_command;
+  auto* soak = app.add_subcommand("soak", "Run many steps without a fault, which must never alarm");
+  soak->add_option("SELECT", soak_command.select, kSelectHelp);
+  soak->add_option("--layout", soak_command.layout, "Run on this layout instead of the cases' own");
+  soak->add_option("--dtype", soak_command.dtype, "Only float64, float32 or bfloat16");
+  soak->add_option("--seeds", soak_command.seeds, "Seeds per case")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1'000'000));
+  soak->add_option("--first-seed", soak_command.first_seed,
+                   "The first of them; by default the one after the case's own");
+  soak->add_option("--backend", soak_command.backend, "threads, gloo or nccl")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"threads", "gloo", "nccl"}));
+  soak->add_option("--jobs", soak_command.jobs, "Processes; 0: one per core")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1024));
 
   RegenCommand regen_command;
   auto* regen = app.add_subcommand("regen", "Regenerate golden files; shows old against new");
@@ -128,6 +171,12 @@ int Main(int argc, char** argv) {
     return Inputs(common, target, folder, *dtype);
   }
 #ifdef MOEGATE_STEP
+  if (mutate->parsed()) {
+    return Mutate(common, mutate_command, output.json);
+  }
+  if (soak->parsed()) {
+    return Soak(common, soak_command);
+  }
   if (regen->parsed()) {
     return Regen(common, regen_command);
   }

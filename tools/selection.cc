@@ -103,4 +103,33 @@ std::vector<SelectedCase> Select(const std::string& cases_folder,
   return selected;
 }
 
+std::vector<CaseSpec> SelectSpecs(const std::string& cases_folder,
+                                  const std::vector<std::string>& texts,
+                                  const std::string& layout) {
+  std::vector<CaseSpec> specs;
+  for (SelectedCase& one : Select(cases_folder, texts)) {
+    if (!layout.empty()) {
+      one.layouts = {ParseLayout(layout, "--layout")};
+      CheckFits(one.spec, one.layouts.front(),
+                fmt::format("{} on --layout {}", one.spec.name, layout));
+    }
+    specs.push_back(std::move(one.spec));
+    specs.back().layouts = std::move(one.layouts);
+  }
+  return specs;
+}
+
+std::optional<Dtype> StepDtype(const std::string& text) {
+  if (text.empty()) {
+    return std::nullopt;
+  }
+  const auto dtype = DtypeFromText(text);
+  if (dtype != Dtype::kFloat64 && dtype != Dtype::kFloat32 && dtype != Dtype::kBfloat16) {
+    throw Error(
+        "--dtype",
+        fmt::format("\"{}\" is no dtype of the step; use float64, float32 or bfloat16", text));
+  }
+  return dtype;
+}
+
 }  // namespace moe

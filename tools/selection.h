@@ -1,6 +1,7 @@
 // Which cases on which layouts a command line means.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,14 @@ struct SelectedCase {
 // that selects nothing, and for a layout that the case's model cannot run under.
 std::vector<SelectedCase> Select(const std::string& cases_folder,
                                  const std::vector<std::string>& texts);
+
+// The same as cases that list just the selected layouts, each on `layout` instead where that is not
+// empty.
+std::vector<CaseSpec> SelectSpecs(const std::string& cases_folder,
+                                  const std::vector<std::string>& texts, const std::string& layout);
+
+// A dtype that the step runs in; nothing for an empty text. Throws Error("--dtype", ...).
+std::optional<Dtype> StepDtype(const std::string& text);
 
 // `layout` checked against the case: sizes that divide, and a layout that the built-in step runs.
 void CheckFits(const CaseSpec& spec, const Layout& layout, const std::string& where);
