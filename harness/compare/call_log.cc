@@ -64,8 +64,13 @@ bool CallLog::ShowsMean(const std::string& tensor, Axis axis) const {
   });
 }
 
-bool CallLog::ShowsStray(const std::string& tensor, Axis axis) const {
-  return !contract_->Owes({tensor, axis}) && Times({tensor, axis}) > 0;
+bool CallLog::ShowsStray(const std::string& tensor, Axis owed, Axis used) const {
+  const auto sums = SumsBehind(tensor);
+  return std::any_of(sums.begin(), sums.end(), [&](const Reduction& sum) {
+    const Reduction stray{sum.tensor, used};
+    return sum.axis == owed && contract_->Owes(sum) && Times(sum) == 0 &&
+           Times(stray) > (contract_->Owes(stray) ? 1 : 0);
+  });
 }
 
 std::string CallLog::Sentence(const std::string& tensor, const Explanation& explanation) const {
@@ -82,9 +87,12 @@ std::string CallLog::Sentence(const std::string& tensor, const Explanation& expl
     }
   }
   for (const Axis axis : explanation.used) {
-    if (ShowsStray(tensor, axis)) {
-      texts.push_back(fmt::format("{} is in the call log and not in the contract",
-                                  ToText(Reduction{tensor, axis})));
+    for (const Reduction& sum : SumsBehind(tensor)) {
+      const Reduction stray{sum.tensor, axis};
+      if (Contains(explanation.axes, sum.axis) && !contract_->Owes(stray) && Times(stray) > 0) {
+        texts.push_back(
+            fmt::format("{} is in the call log and not in the contract", ToText(stray)));
+      }
     }
   }
   for (const Axis axis : explanation.axes) {

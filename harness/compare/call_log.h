@@ -20,8 +20,9 @@ class CallLog {
   // was divided by its number of ranks though it owes none of that.
   bool ShowsRepeat(const std::string& tensor, Axis axis) const;
   bool ShowsMean(const std::string& tensor, Axis axis) const;
-  // A sum of the tensor over `axis` that the contract does not owe.
-  bool ShowsStray(const std::string& tensor, Axis axis) const;
+  // A sum that shows in `tensor` was made over `used`, over which the contract does not owe it, and
+  // not over `owed`, over which it does.
+  bool ShowsStray(const std::string& tensor, Axis owed, Axis used) const;
 
   // What the log says of a cause: "d_gate_ED@tp is in the contract and not in the call log (2
   // sums)"; empty when it says nothing.

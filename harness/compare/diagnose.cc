@@ -145,29 +145,31 @@ std::vector<Fit> TensorDiagnosis::Narrow(std::vector<Fit> fits) const {
       case Cause::kMeanForSum:
         return all(e.axes, [&](Axis axis) { return log_.ShowsMean(name, axis); });
       case Cause::kWrongGroup:
-        return all(e.used, [&](Axis axis) { return log_.ShowsStray(name, axis); });
+        return log_.ShowsStray(name, e.axes.front(), e.used.front());
       default:
         return false;
     }
   };
   Prefer(fits, is_witnessed);
-  // No sum was made too often: what doubled the value was something else.
-  Prefer(fits, [&](const Fit& fit) {
-    return fit.explanation.cause != Cause::kDoubleSum || is_witnessed(fit);
+  // A sum that the log does not show did not happen: what doubled the value was something else.
+  const auto is_refuted = [&](const Fit& fit) {
+    const Cause cause = fit.explanation.cause;
+    return (cause == Cause::kDoubleSum || cause == Cause::kWrongGroup) && !is_witnessed(fit);
+  };
+  Prefer(fits, [&](const Fit& fit) { return !is_refuted(fit); });
+  const auto doubled = std::find_if(fits.begin(), fits.end(), [&](const Fit& fit) {
+    return fit.explanation.cause == Cause::kDoubleSum && is_refuted(fit);
   });
-  const bool is_refuted = std::all_of(fits.begin(), fits.end(), [&](const Fit& fit) {
-    return fit.explanation.cause == Cause::kDoubleSum && !is_witnessed(fit);
-  });
-  if (!fits.empty() && is_refuted) {
-    double factor = 1.0;
-    for (const Axis axis : fits.front().explanation.axes) {
-      factor *= static_cast<double>(suspect_.mesh().SizeOf(axis));
-    }
-    Fit fit = fits.front();
-    fit.explanation = {.cause = Cause::kWrongScale, .factor = factor, .path = fit.explanation.path};
-    return {fit};
+  if (doubled == fits.end()) {
+    return fits;
   }
-  return fits;
+  double factor = 1.0;
+  for (const Axis axis : doubled->explanation.axes) {
+    factor *= static_cast<double>(suspect_.mesh().SizeOf(axis));
+  }
+  Fit fit = *doubled;
+  fit.explanation = {.cause = Cause::kWrongScale, .factor = factor, .path = fit.explanation.path};
+  return {fit};
 }
 
 const SumCauses::Plan* TensorDiagnosis::PlanOf(const Fit& fit) const {

@@ -226,14 +226,28 @@ Ledger::Parts Ledger::PartsOf(Spread spread, const std::string& tensor, const st
   return parts;
 }
 
-std::int64_t Ledger::TokenCount(Spread spread, const std::string& tensor,
-                                const std::vector<std::int64_t>& sources) const {
+std::vector<bool> Ledger::TokensOf(Spread spread, const std::string& tensor,
+                                   const std::vector<std::int64_t>& sources) const {
   std::vector<bool> all(own_.front().size(), false);
   for (const std::int64_t source : sources) {
     const auto in_T = PartsOf(spread, tensor, PathsOf(tensor).front(), source).in_T;
     std::transform(all.begin(), all.end(), in_T.begin(), all.begin(), std::logical_or<>());
   }
-  return std::count(all.begin(), all.end(), true);
+  return all;
+}
+
+double Ledger::SlotsOf(const std::vector<bool>& in_T,
+                       const std::vector<std::int64_t>& experts) const {
+  double slots = 0.0;
+  for (Eigen::Index token = 0; token < routing_.topk_expert_TK.rows(); ++token) {
+    for (Eigen::Index slot = 0; slot < routing_.topk_expert_TK.cols(); ++slot) {
+      const bool counts = in_T[static_cast<std::size_t>(token)] &&
+                          std::find(experts.begin(), experts.end(),
+                                    routing_.topk_expert_TK(token, slot)) != experts.end();
+      slots += counts ? 1.0 : 0.0;
+    }
+  }
+  return slots;
 }
 
 std::vector<double> Ledger::Share(Spread spread, const std::string& tensor, const std::string& path,

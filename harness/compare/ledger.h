@@ -52,9 +52,11 @@ class Ledger {
   // The same of all ranks together: what a correct step gives.
   std::vector<double> Whole(const std::string& tensor, const std::string& path, const Slice& slice);
 
-  // How many tokens the ranks `sources` bring to their shares of `tensor` under `spread`.
-  std::int64_t TokenCount(Spread spread, const std::string& tensor,
-                          const std::vector<std::int64_t>& sources) const;
+  // The tokens that the ranks `sources` bring to their shares of `tensor` under `spread`, and how
+  // many slots of some tokens go to these experts.
+  std::vector<bool> TokensOf(Spread spread, const std::string& tensor,
+                             const std::vector<std::int64_t>& sources) const;
+  double SlotsOf(const std::vector<bool>& in_T, const std::vector<std::int64_t>& experts) const;
 
  private:
   // What a share is made of.

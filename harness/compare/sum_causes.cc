@@ -35,18 +35,11 @@ SumCauses::SumCauses(const Suspect& suspect, const StepContract* contract)
   FindPlans();
 }
 
-// Spreads whose shares add up to the whole over some axes; of several such sets the largest, since
-// a sum over an axis that shares do not differ on would have counted them twice. A spread of shares
-// that never add up goes with the sums of the first that does.
+// Spreads whose shares add up to the whole over some axes; of several such sets the one with the
+// fewest axes that cut the tensor, since rows of other ranks add nothing, and of these the largest,
+// since a sum over an axis that shares do not differ on would have counted them twice. A spread of
+// shares that never add up goes with the sums of the first that does.
 void SumCauses::FindPlans() {
-  const auto& placements = suspect_.observed().claim().placements;
-  std::vector<Axis> axes;
-  for (const Axis axis : suspect_.mesh().axes) {
-    if (suspect_.mesh().SizeOf(axis) > 1 &&
-        PlacementOn(placements, axis).kind != Placement::Kind::kPartial) {
-      axes.push_back(axis);
-    }
-  }
   for (const Spread spread : suspect_.ledger().spreads()) {
     if (spread == Spread::kUngatheredTokens || spread == Spread::kUngatheredOwners) {
       if (!plans_.empty()) {
@@ -54,26 +47,38 @@ void SumCauses::FindPlans() {
       }
       continue;
     }
-    std::vector<Axis> candidates = axes;
+    std::vector<Axis> candidates;
+    for (const Axis axis : suspect_.mesh().axes) {
+      if (suspect_.mesh().SizeOf(axis) > 1) {
+        candidates.push_back(axis);
+      }
+    }
     if (spread == Spread::kOwners && !Contains(candidates, Axis::kEp)) {
       candidates.push_back(Axis::kEp);
     }
-    std::optional<std::vector<Axis>> largest;
-    for (std::uint32_t chosen = 0; chosen < (1U << candidates.size()); ++chosen) {
-      std::vector<Axis> sums;
-      for (std::size_t i = 0; i < candidates.size(); ++i) {
-        if ((chosen >> i & 1U) != 0) {
-          sums.push_back(candidates[i]);
-        }
-      }
-      if ((!largest || sums.size() > largest->size()) && AddsUp({spread, sums})) {
-        largest = sums;
-      }
-    }
-    if (largest) {
-      plans_.push_back({spread, InOrder(*largest)});
+    auto sets = ProductsOf(candidates);
+    sets.emplace_back();
+    const auto cuts = [&](const std::vector<Axis>& sums) {
+      return std::count_if(sums.begin(), sums.end(), [&](Axis axis) { return Cuts(axis); });
+    };
+    std::stable_sort(sets.begin(), sets.end(), [&](const auto& a, const auto& b) {
+      return cuts(a) != cuts(b) ? cuts(a) < cuts(b) : a.size() > b.size();
+    });
+    const auto set = std::find_if(sets.begin(), sets.end(), [&](const std::vector<Axis>& sums) {
+      return AddsUp({spread, sums});
+    });
+    if (set != sets.end()) {
+      plans_.push_back({spread, InOrder(*set)});
     }
   }
+}
+
+// Whether ranks along the axis hold different parts of the tensor for good. Rows are cut along tp
+// only by the reduce-scatter that ends their sum.
+bool SumCauses::Cuts(Axis axis) const {
+  const bool has_rows = suspect_.name() == "y_TD" || suspect_.name() == "d_x_TD";
+  return IsSharded(PlacementOn(suspect_.observed().claim().placements, axis)) &&
+         !(has_rows && axis == Axis::kTp);
 }
 
 bool SumCauses::AddsUp(const Plan& plan) const {
@@ -104,7 +109,12 @@ std::vector<Axis> SumCauses::InOrder(std::vector<Axis> sums) const {
   for (auto axis = suspect_.mesh().axes.rbegin(); axis != suspect_.mesh().axes.rend(); ++axis) {
     order.push_back(*axis);
   }
-  const auto place = [&](Axis axis) { return std::find(order.begin(), order.end(), axis); };
+  // What is claimed to be owed is summed last, by the judge.
+  const auto place = [&](Axis axis) {
+    const auto kind = PlacementOn(suspect_.observed().claim().placements, axis).kind;
+    return std::pair(kind == Placement::Kind::kPartial,
+                     std::find(order.begin(), order.end(), axis));
+  };
   std::stable_sort(sums.begin(), sums.end(), [&](Axis a, Axis b) { return place(a) < place(b); });
   return sums;
 }
@@ -122,6 +132,18 @@ std::vector<std::vector<bool>> PathSubsetsOf(const Suspect& suspect, const StepC
       subset.push_back((chosen >> path & 1U) != 0);
     }
     subsets.push_back(subset);
+  }
+  return subsets;
+}
+
+// Those that one sum can reach: a known program that has summed the parts of d_x before they meet
+// has no sum of all of them, unless there are only those that meet at the experts' input.
+std::vector<std::vector<bool>> SumCauses::SumSubsets() const {
+  auto subsets = PathSubsetsOf(suspect_, contract_);
+  const ContractTensor* d_x = contract_ ? contract_->Find("d_x_TD") : nullptr;
+  const bool has_shared = suspect_.manifest().model.d_shared > 0;
+  if (suspect_.name() == "d_x_TD" && d_x != nullptr && !d_x->settled.empty() && has_shared) {
+    subsets.erase(subsets.begin());
   }
   return subsets;
 }
@@ -173,14 +195,12 @@ std::optional<std::vector<double>> SumCauses::Predict(Shares& shares, const Plan
                                                       const SumTable& table, const SumTable& right,
                                                       const std::vector<bool>& affected) const {
   std::vector<double> values(shares.piece->got.size(), 0.0);
-  const auto& ranks = suspect_.observed().holders()[shares.piece->holder].ranks;
+  // A holder of several ranks has the judge's sum over a P axis behind it: one of the sums.
+  const std::int64_t holder = suspect_.observed().holders()[shares.piece->holder].ranks.front();
   for (std::size_t path = 0; path < paths_.size(); ++path) {
     const SumTable& of_path = affected[path] ? table : right;
     for (std::int64_t source = 0; source < of_path.cols(); ++source) {
-      double times = 0.0;
-      for (const std::int64_t rank : ranks) {
-        times += of_path(rank, source);
-      }
+      const double times = of_path(holder, source);
       if (times == 0.0) {
         continue;
       }
@@ -205,7 +225,7 @@ void SumCauses::Try(const Plan& plan, const std::vector<SumHypothesis>& hypothes
     bool everywhere = true;
   };
   std::vector<Trial> trials;
-  for (const std::vector<bool>& affected : PathSubsetsOf(suspect_, contract_)) {
+  for (const std::vector<bool>& affected : SumSubsets()) {
     for (const SumHypothesis& hypothesis : hypotheses) {
       trials.push_back({&hypothesis, affected});
     }
@@ -313,13 +333,14 @@ std::vector<double> SumCauses::RestOf(const Piece& piece, const std::string& pat
   return rest;
 }
 
-std::vector<double> SumCauses::TokensAlong(const Piece& piece, const Plan& plan,
-                                           const std::vector<Axis>& axes) const {
+std::vector<SumCauses::Tokens> SumCauses::TokensAlong(const Piece& piece, const Plan& plan,
+                                                      const std::vector<Axis>& axes) const {
   const Meshes& meshes = suspect_.manifest().meshes;
   const Mesh& mesh = meshes.dense.Has(axes.front()) ? meshes.dense : meshes.expert;
   const std::int64_t holder = suspect_.observed().holders()[piece.holder].ranks.front();
   const SumTable right = AfterSums(meshes, plan.sums);
-  std::vector<double> counts;
+  const auto& experts = suspect_.observed().holders()[piece.holder].slice.index[0];
+  std::vector<Tokens> counts;
   for (const std::int64_t member : mesh.GroupOf(holder, axes)) {
     std::vector<std::int64_t> sources;
     for (std::int64_t source = 0; source < right.cols(); ++source) {
@@ -330,8 +351,13 @@ std::vector<double> SumCauses::TokensAlong(const Piece& piece, const Plan& plan,
         sources.push_back(source);
       }
     }
-    counts.push_back(
-        static_cast<double>(suspect_.ledger().TokenCount(plan.spread, suspect_.name(), sources)));
+    const auto in_T = suspect_.ledger().TokensOf(plan.spread, suspect_.name(), sources);
+    Tokens& count = counts.emplace_back();
+    count.tokens = static_cast<double>(std::count(in_T.begin(), in_T.end(), true));
+    if (piece.local_expert >= 0) {
+      count.rows = suspect_.ledger().SlotsOf(in_T, experts);
+      count.slots = suspect_.ledger().SlotsOf(in_T, piece.slice.index[0]);
+    }
   }
   return counts;
 }

@@ -51,8 +51,13 @@ class SumCauses {
                                                const std::string& path = "") const;
   // What a right step gives along the other paths.
   std::vector<double> RestOf(const Piece& piece, const std::string& path) const;
-  // How many tokens each of them comes from.
-  std::vector<double> TokensAlong(const Piece& piece, const Plan& plan,
+  // What each of them comes from.
+  struct Tokens {
+    double tokens = 0.0;  // how many,
+    double rows = 0.0;   // of an expert weight: how many of their slots go to the holder's experts,
+    double slots = 0.0;  // and how many to the piece's expert
+  };
+  std::vector<Tokens> TokensAlong(const Piece& piece, const Plan& plan,
                                   const std::vector<Axis>& axes) const;
 
  private:
@@ -66,6 +71,8 @@ class SumCauses {
   void FindPlans();
   std::vector<bool> AffectedBy(const std::string& path) const;
   bool AddsUp(const Plan& plan) const;
+  bool Cuts(Axis axis) const;
+  std::vector<std::vector<bool>> SumSubsets() const;
   std::vector<Axis> InOrder(std::vector<Axis> sums) const;
   std::optional<Slice> PlacesFor(const Piece& piece, const Plan& plan, std::int64_t source) const;
   const std::vector<double>* ShareOf(Shares& shares, const Plan& plan, std::size_t path,

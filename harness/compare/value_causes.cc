@@ -113,11 +113,12 @@ bool ExpertsArePermuted(const Suspect& suspect) {
 
 // Rows that are judged one by one in another order, within the rank or among all rows.
 bool UnitsArePermuted(const Suspect& suspect) {
-  if (!suspect.observed().HasUnits()) {
-    return false;
-  }
+  const bool is_vector = suspect.observed().claim().shape.size() == 1;
   return ForEachWrong(suspect, [&](const Piece& piece) {
-    const std::size_t rows = piece.Units();
+    const std::size_t rows = is_vector ? piece.got.size() : piece.Units();
+    if (rows < 2) {
+      return false;
+    }
     const auto [relative, absolute] = SlackOf(suspect, piece, rows);
     const auto got = RowsOf(piece.got, rows, /*by_column=*/false);
     if (IsPermutation(got, RowsOf(piece.want, rows, false), relative, absolute)) {
@@ -248,7 +249,9 @@ std::optional<Fit> FindMisplacedShard(const Suspect& suspect) {
 
 std::optional<Fit> FindPermutation(const Suspect& suspect) {
   const bool rows_are_tokens = suspect.name() == "y_TD" || suspect.name() == "d_x_TD";
-  if (IsExpertWeight(suspect.name()) ? ExpertsArePermuted(suspect) : UnitsArePermuted(suspect)) {
+  const bool has_rows = suspect.observed().HasUnits() || suspect.name() == "d_gate_bias_E";
+  if (IsExpertWeight(suspect.name()) ? ExpertsArePermuted(suspect)
+                                     : has_rows && UnitsArePermuted(suspect)) {
     return FitOf({.cause = Cause::kPermuted, .permuted = rows_are_tokens ? "tokens" : "experts"});
   }
   if (HiddenUnitsArePermuted(suspect)) {
@@ -258,34 +261,37 @@ std::optional<Fit> FindPermutation(const Suspect& suspect) {
 }
 
 std::optional<Fit> FindLocalNormaliser(const Suspect& suspect, const SumCauses& sums) {
+  using Tokens = SumCauses::Tokens;
   for (const SumCauses::Plan& plan : sums.plans()) {
     for (const auto& axes : ProductsOf(plan.sums)) {
-      double residual = 0.0;
-      bool differ = false;
-      const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
-        const auto counts = sums.TokensAlong(piece, plan, axes);
-        const double total = std::accumulate(counts.begin(), counts.end(), 0.0);
-        const auto shares = sums.SharesAlong(piece, plan, axes);
-        if (shares.size() != counts.size()) {
-          return false;
-        }
-        std::vector<double> predicted(piece.got.size(), 0.0);
-        for (std::size_t part = 0; part < counts.size(); ++part) {
-          differ = differ || counts[part] != counts[0];
-          if (counts[part] == 0.0) {
-            continue;  // nothing to divide
+      for (double Tokens::*count : {&Tokens::tokens, &Tokens::rows, &Tokens::slots}) {
+        double residual = 0.0;
+        bool differ = false;
+        const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
+          const auto parts = sums.TokensAlong(piece, plan, axes);
+          const auto shares = sums.SharesAlong(piece, plan, axes);
+          double total = 0.0;
+          for (const Tokens& part : parts) {
+            total += part.*count;
+            differ = differ || part.*count != parts[0].*count;
           }
-          const double factor = total / (counts[part] * static_cast<double>(counts.size()));
-          for (std::size_t i = 0; i < predicted.size(); ++i) {
-            predicted[i] += factor * shares[part][i];
+          std::vector<double> predicted(piece.got.size(), 0.0);
+          for (std::size_t part = 0; part < shares.size(); ++part) {
+            if (parts[part].*count == 0.0) {
+              continue;  // nothing to divide
+            }
+            const double factor = total / (parts[part].*count * static_cast<double>(parts.size()));
+            for (std::size_t i = 0; i < predicted.size(); ++i) {
+              predicted[i] += factor * shares[part][i];
+            }
           }
+          return shares.size() == parts.size() && suspect.Explains(piece, predicted, residual);
+        });
+        if (all && differ) {
+          Fit fit = FitOf({.cause = Cause::kLocalNormaliser, .axes = axes});
+          fit.residual = residual;
+          return fit;
         }
-        return suspect.Explains(piece, predicted, residual);
-      });
-      if (all && differ) {
-        Fit fit = FitOf({.cause = Cause::kLocalNormaliser, .axes = axes});
-        fit.residual = residual;
-        return fit;
       }
     }
   }
@@ -358,8 +364,8 @@ std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits) {
   double along = 0.0;               // error along the reference,
   double wants = 0.0;
   double squares = 0.0;
-  double elements = 0.0;
-  double largest = 0.0;  // of a unit
+  std::map<std::size_t, double> elements;  // by holder
+  double largest = 0.0;                    // of a unit
   const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
     for (std::size_t unit = 0; unit < piece.Units(); ++unit) {
       double unit_squares = 0.0;
@@ -378,16 +384,17 @@ std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits) {
       squares += unit_squares;
       wants += unit_wants;
     }
-    elements += static_cast<double>(piece.got.size());
+    elements[piece.holder] += static_cast<double>(piece.got.size());
     return true;
   });
   if (!all || wants == 0.0 || squares == 0.0) {
     return std::nullopt;
   }
-  // Independent errors have a part of 1/sqrt(n) of their size along any one direction; and no unit
-  // stands out.
+  // Independent errors have a part of 1/sqrt(n) of their size along any one direction, replicas the
+  // same ones; and no unit stands out.
+  const double independent = elements.begin()->second;
   const double relative = std::sqrt(squares / wants);
-  const bool has_no_direction = std::abs(along) / wants <= 5.0 * relative / std::sqrt(elements);
+  const bool has_no_direction = std::abs(along) / wants <= 3.5 * relative / std::sqrt(independent);
   if (!has_no_direction || std::sqrt(largest) > 30.0 * relative) {
     return std::nullopt;
   }

@@ -1,5 +1,7 @@
 #include "harness/parallel/communicator.h"
 
+#include <fmt/format.h>
+
 namespace moe::parallel {
 namespace {
 
@@ -74,7 +76,9 @@ MeshCommunicator::MeshCommunicator(const StepContract& contract, std::int64_t ra
 
 at::Tensor MeshCommunicator::AllReduceSum(const Reduction& reduction, const at::Tensor& input,
                                           double divisor) {
-  calls_.push_back(ToText(reduction));
+  // A mean is another call than a sum: "d_gate_ED@tp/2".
+  calls_.push_back(divisor == 1.0 ? ToText(reduction)
+                                  : fmt::format("{}/{:.0f}", ToText(reduction), divisor));
   const at::Tensor sum = GroupOn(reduction.axis).AllReduceSum(input.contiguous());
   return divisor == 1.0 ? sum : sum.div(divisor);
 }

@@ -87,7 +87,7 @@ class MeshCommunicator : public Communicator {
                       const std::vector<std::int64_t>& send_rows,
                       const std::vector<std::int64_t>& receive_rows) override;
 
-  // The sums this rank took part in, in order: "y_TD@tp".
+  // The sums this rank took part in, in order: "y_TD@tp"; one divided by 2 is "d_gate_ED@tp/2".
   const std::vector<std::string>& calls() const { return calls_; }
 
  private:
