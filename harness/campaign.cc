@@ -8,6 +8,7 @@
 #include "harness/base/error.h"
 #include "harness/run_case.h"
 #include "harness/run_step.h"
+#include "harness/whole_inputs.h"
 
 namespace moe {
 namespace {
@@ -19,7 +20,7 @@ constexpr std::uint64_t kSpareSeeds = 20;
 // model alone.
 struct Problem {
   CaseSpec spec;
-  std::unique_ptr<InputGenerator> inputs;
+  std::unique_ptr<WholeInputs> inputs;
   std::optional<Golden> golden;
 };
 
@@ -41,7 +42,7 @@ std::vector<Problem> ProblemsOf(const CaseSpec& spec, const CampaignOptions& opt
     Problem problem{.spec = spec};
     problem.spec.numerics.seed += more;
     try {
-      problem.inputs = std::make_unique<InputGenerator>(problem.spec);
+      problem.inputs = std::make_unique<WholeInputs>(spec.model, InputGenerator(problem.spec));
     } catch (const Error&) {
       if (more == 0) {
         throw;

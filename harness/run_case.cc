@@ -62,7 +62,7 @@ SafetensorsFile EncodeInputs(const Model& model, const TensorSource& source) {
   return SafetensorsFile::FromBytes(EncodeSafetensors(views), "inputs.safetensors");
 }
 
-void KeepDump(const Dump& dump, const InputGenerator& inputs, const std::string& below,
+void KeepDump(const Dump& dump, const TensorSource& inputs, const std::string& below,
               const Result& result) {
   Dump kept = dump;
   kept.manifest.inputs = "inputs.safetensors";
@@ -78,7 +78,7 @@ void KeepDump(const Dump& dump, const InputGenerator& inputs, const std::string&
 }
 
 StepRequest RequestOf(const CaseSpec& spec, const Layout& layout, Dtype dtype,
-                      const InputGenerator& inputs, const std::optional<Fault>& fault,
+                      const TensorSource& inputs, const std::optional<Fault>& fault,
                       const RunOptions& options) {
   return {.model = spec.model,
           .layout = layout,
@@ -118,9 +118,8 @@ RunDump MakeRunDump(const CaseSpec& spec, const Layout& layout, Dtype dtype,
   return run;
 }
 
-Result RunOnce(const CaseSpec& spec, const Layout& layout, Dtype dtype,
-               const InputGenerator& inputs, const std::optional<Fault>& fault,
-               const Golden* golden, const RunOptions& options) {
+Result RunOnce(const CaseSpec& spec, const Layout& layout, Dtype dtype, const TensorSource& inputs,
+               const std::optional<Fault>& fault, const Golden* golden, const RunOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   Result result{
       .id = CaseId(spec, layout), .dtype = std::string(ToText(dtype)), .backend = options.backend};

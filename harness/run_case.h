@@ -45,9 +45,8 @@ RunDump MakeRunDump(const CaseSpec& spec, const Layout& layout, Dtype dtype,
 // Runs the step with `fault` planted, or without, and judges it. `golden` may be null: then the
 // error model alone says what is allowed. Errors of the machine or of the case become a Result with
 // that verdict.
-Result RunOnce(const CaseSpec& spec, const Layout& layout, Dtype dtype,
-               const InputGenerator& inputs, const std::optional<Fault>& fault,
-               const Golden* golden, const RunOptions& options);
+Result RunOnce(const CaseSpec& spec, const Layout& layout, Dtype dtype, const TensorSource& inputs,
+               const std::optional<Fault>& fault, const Golden* golden, const RunOptions& options);
 
 // A clean run and then every fault that the case wants told on this layout.
 Result RunCase(const CaseSpec& spec, const Layout& layout, Dtype dtype,

@@ -9,6 +9,7 @@
 #include "harness/json/json_reader.h"
 #include "harness/run_case.h"
 #include "harness/run_step.h"
+#include "harness/whole_inputs.h"
 
 namespace moe {
 namespace {
@@ -24,9 +25,9 @@ class SeedRun {
   }
 
   SoakResult Run() {
-    std::optional<InputGenerator> inputs;
+    std::optional<WholeInputs> inputs;
     try {
-      inputs.emplace(spec_);
+      inputs.emplace(spec_.model, InputGenerator(spec_));
     } catch (const Error&) {
       soak_.refused_seeds = 1;
       return soak_;
@@ -42,7 +43,7 @@ class SeedRun {
   }
 
  private:
-  void Step(const Layout& layout, Dtype dtype, const InputGenerator& inputs) {
+  void Step(const Layout& layout, Dtype dtype, const TensorSource& inputs) {
     const Result result =
         RunOnce(spec_, layout, dtype, inputs, std::nullopt, /*golden=*/nullptr, run_);
     ++soak_.steps;

@@ -10,8 +10,10 @@
 namespace moe {
 namespace {
 
-// A factor is read off rounded values, in bfloat16 of a few digits.
-constexpr double kFactorTolerance = 1e-3;
+// What a factor may be off by, relatively; it is read off rounded values.
+double FactorTolerance(Dtype dtype) {
+  return std::max(1e-3, UnitRoundoff(dtype));
+}
 
 template <typename T>
 bool IsSameSet(std::vector<T> a, std::vector<T> b) {
@@ -20,10 +22,10 @@ bool IsSameSet(std::vector<T> a, std::vector<T> b) {
   return a == b;
 }
 
-bool Says(const Explanation& said, const Explanation& wanted) {
+bool Says(const Explanation& said, const Explanation& wanted, Dtype dtype) {
   const bool right_factor =
       !wanted.factor || (said.factor && std::abs(*said.factor - *wanted.factor) <=
-                                            kFactorTolerance * std::abs(*wanted.factor));
+                                            FactorTolerance(dtype) * std::abs(*wanted.factor));
   return said.cause == wanted.cause && right_factor &&
          (wanted.axes.empty() || IsSameSet(said.axes, wanted.axes)) &&
          (wanted.used.empty() || IsSameSet(said.used, wanted.used)) &&
@@ -34,10 +36,11 @@ bool Says(const Explanation& said, const Explanation& wanted) {
 
 enum class Match { kNone, kSameNumbers, kRight };
 
-Match MatchOf(const PlantedFault& planted, const std::string& tensor, const Explanation& said) {
+Match MatchOf(const PlantedFault& planted, Dtype dtype, const std::string& tensor,
+              const Explanation& said) {
   Match best = Match::kNone;
   for (const Answer& answer : planted.answers) {
-    if (answer.tensor == tensor && Says(said, answer.explanation)) {
+    if (answer.tensor == tensor && Says(said, answer.explanation, dtype)) {
       best = std::max(best, answer.same_numbers ? Match::kSameNumbers : Match::kRight);
     }
   }
@@ -121,13 +124,14 @@ Classified Classify(const PlantedFault& planted, Dtype dtype, const Judgement& j
     if (cause == Cause::kUnexplained || cause == Cause::kNone) {
       ++classified.unexplained;
     } else if (cause == Cause::kAmbiguous) {
-      const bool includes = std::any_of(
-          finding.candidates.begin(), finding.candidates.end(),
-          [&](const auto& said) { return MatchOf(planted, finding.tensor, said) != Match::kNone; });
+      const bool includes =
+          std::any_of(finding.candidates.begin(), finding.candidates.end(), [&](const auto& said) {
+            return MatchOf(planted, dtype, finding.tensor, said) != Match::kNone;
+          });
       among_candidates = among_candidates || includes;
       wrong = wrong || !includes;
     } else {
-      const Match match = MatchOf(planted, finding.tensor, finding.explanation);
+      const Match match = MatchOf(planted, dtype, finding.tensor, finding.explanation);
       best = std::max(best, match);
       wrong = wrong || match == Match::kNone;
     }

@@ -19,6 +19,21 @@ bool IsBatchAxis(Axis axis) {
   return axis == Axis::kDpReplicate || axis == Axis::kDpShard || axis == Axis::kCp;
 }
 
+using Groups = std::vector<std::vector<std::int64_t>>;         // of each rank
+using Contributions = std::vector<std::vector<std::int64_t>>;  // how often a rank holds another's
+
+Contributions Summed(const Contributions& held, const Groups& groups) {
+  Contributions sums(held.size(), std::vector<std::int64_t>(held.size(), 0));
+  for (std::size_t rank = 0; rank < held.size(); ++rank) {
+    for (const std::int64_t member : groups[rank]) {
+      const auto& of_member = held[static_cast<std::size_t>(member)];
+      std::transform(of_member.begin(), of_member.end(), sums[rank].begin(), sums[rank].begin(),
+                     std::plus<>());
+    }
+  }
+  return sums;
+}
+
 class Cataloguer {
  public:
   Cataloguer(const Model& model, const Layout& layout, const Program& program, RanksToPlant ranks)
@@ -37,14 +52,12 @@ class Cataloguer {
   std::vector<PlantedFault> Run();
 
  private:
-  using Groups = std::vector<std::vector<std::int64_t>>;
-
   void Plant(const Fault& fault, std::string bug_class, std::vector<Answer> answers,
              std::string equivalent = "");
   void AtReduction(const ContractTensor& tensor, Axis axis);
   void AtSettled(const ContractTensor& tensor, Axis axis);
   void Mean(const ContractTensor& tensor, const Reduction& reduction);
-  void WrongGroups(const Reduction& reduction);
+  void WrongGroups(const ContractTensor& tensor, const Reduction& reduction);
   void AtRanks(const ContractTensor& tensor, const Reduction& reduction);
   void DropAll();
   void AtResult(const ContractTensor& tensor);
@@ -63,12 +76,16 @@ class Cataloguer {
     return static_cast<double>(layout_.dp_replicate * layout_.dp_shard * layout_.cp);
   }
   Groups GroupsOf(Axis axis) const;
+  Groups GroupsOf(const Mesh& mesh, const std::vector<Axis>& axes) const;
   Shape LocalShape(const ContractTensor& tensor) const;
   std::vector<Answer> Seen(const std::string& tensor, const Explanation& explanation) const;
   std::vector<Answer> ScaleAnswers(const ContractTensor& tensor, double factor) const;
   void AddSameNumbers(std::vector<Answer>& answers, const ContractTensor& tensor,
                       double factor) const;
   std::string WhyDropChangesNothing(const Reduction& reduction) const;
+  Contributions ContributionsTo(const ContractTensor& tensor, Axis wrong, Axis used) const;
+  bool AddOtherNames(const ContractTensor& tensor, Axis wrong, Axis used,
+                     std::vector<Answer>& answers) const;
 
   const Model& model_;
   const Layout& layout_;
@@ -84,14 +101,73 @@ void Cataloguer::Plant(const Fault& fault, std::string bug_class, std::vector<An
 }
 
 // Who talks to whom on an axis. Axes of the two views can be the same groups of ranks.
-Cataloguer::Groups Cataloguer::GroupsOf(Axis axis) const {
+Groups Cataloguer::GroupsOf(Axis axis) const {
   const Meshes& meshes = contract_.meshes;
-  const Mesh& mesh = meshes.dense.Has(axis) ? meshes.dense : meshes.expert;
+  return GroupsOf(meshes.dense.Has(axis) ? meshes.dense : meshes.expert, {axis});
+}
+
+Groups Cataloguer::GroupsOf(const Mesh& mesh, const std::vector<Axis>& axes) const {
   Groups groups;
   for (std::int64_t rank = 0; rank < mesh.WorldSize(); ++rank) {
-    groups.push_back(mesh.GroupOf(rank, {axis}));
+    groups.push_back(mesh.GroupOf(rank, axes));
   }
   return groups;
+}
+
+// Whose contributions to a parameter's gradient each rank holds, and how often, when its sum over
+// `wrong` went over `used`. Ranks of a settled axis have the same one, which bears the first's
+// name.
+Contributions Cataloguer::ContributionsTo(const ContractTensor& tensor, Axis wrong,
+                                          Axis used) const {
+  const auto world = static_cast<std::size_t>(layout_.WorldSize());
+  const Groups same = GroupsOf(contract_.meshes.Of(tensor.mesh), tensor.settled);
+  Contributions held(world, std::vector<std::int64_t>(world, 0));
+  for (std::size_t rank = 0; rank < world; ++rank) {
+    held[rank][static_cast<std::size_t>(same[rank].front())] = 1;
+  }
+  for (const Axis axis : tensor.owed) {
+    held = Summed(held, GroupsOf(axis == wrong ? used : axis));
+  }
+  return held;
+}
+
+// Where a sum over the wrong ranks leaves the same numbers as something else does, adds that.
+// Returns whether it leaves the right ones: another way to reach every rank once.
+bool Cataloguer::AddOtherNames(const ContractTensor& tensor, Axis wrong, Axis used,
+                               std::vector<Answer>& answers) const {
+  const Contributions right = ContributionsTo(tensor, wrong, wrong);
+  const Contributions held = ContributionsTo(tensor, wrong, used);
+  const std::int64_t times = *std::max_element(held[0].begin(), held[0].end());
+  Contributions multiple = right;
+  for (std::vector<std::int64_t>& of_rank : multiple) {
+    std::for_each(of_rank.begin(), of_rank.end(), [&](std::int64_t& count) { count *= times; });
+  }
+  if (held == multiple) {
+    const auto factor = static_cast<double>(times);
+    answers.push_back({tensor.name,
+                       {.cause = Cause::kWrongScale, .factor = factor},
+                       /*same_numbers=*/true});
+    AddSameNumbers(answers, tensor, factor);
+    return times == 1;
+  }
+  for (const Mesh* mesh : {&contract_.meshes.dense, &contract_.meshes.expert}) {
+    for (std::uint32_t chosen = 1; chosen < (1U << mesh->axes.size()); ++chosen) {
+      std::vector<Axis> product;
+      bool trivial = false;
+      for (std::size_t i = 0; i < mesh->axes.size(); ++i) {
+        if ((chosen >> i & 1U) != 0) {
+          product.push_back(mesh->axes[i]);
+          trivial = trivial || mesh->sizes[i] == 1;
+        }
+      }
+      if (!trivial && Summed(held, GroupsOf(*mesh, product)) == right) {
+        answers.push_back({tensor.name,
+                           {.cause = Cause::kMissingSum, .axes = product},
+                           /*same_numbers=*/true});
+      }
+    }
+  }
+  return false;
 }
 
 Shape Cataloguer::LocalShape(const ContractTensor& tensor) const {
@@ -162,10 +238,14 @@ std::vector<Answer> Cataloguer::ScaleAnswers(const ContractTensor& tensor, doubl
 }
 
 // Under sequence parallelism a rank keeps the rows of its own chunk of every sequence. With etp 1
-// and one sequence those are the tokens that it sent to the experts itself.
+// and one sequence those are the tokens that it sent to the experts itself; only shared experts,
+// whose hidden units are spread over tp, have something to add from others.
 std::string Cataloguer::WhyDropChangesNothing(const Reduction& reduction) const {
   const bool own_tokens_only = layout_.sp && layout_.local_batch == 1 && layout_.etp == 1;
-  return reduction.tensor == "d_routed_TD" && own_tokens_only
+  const std::string& tensor = reduction.tensor;
+  const bool of_rows =
+      tensor == "d_routed_TD" || ((tensor == "y_TD" || tensor == "d_x_TD") && model_.d_shared == 0);
+  return own_tokens_only && of_rows
              ? "every rank keeps the rows of the tokens that it routed itself"
              : "";
 }
@@ -204,7 +284,7 @@ void Cataloguer::Mean(const ContractTensor& tensor, const Reduction& reduction) 
   Plant(fault, "FC8", std::move(answers));
 }
 
-void Cataloguer::WrongGroups(const Reduction& reduction) {
+void Cataloguer::WrongGroups(const ContractTensor& tensor, const Reduction& reduction) {
   std::vector<Groups> taken = {GroupsOf(reduction.axis)};
   for (const Mesh* mesh : {&contract_.meshes.dense, &contract_.meshes.expert}) {
     for (const Axis axis : mesh->axes) {
@@ -224,8 +304,11 @@ void Cataloguer::WrongGroups(const Reduction& reduction) {
           }
         }
       }
+      const bool right = IsOfParameter(reduction, contract_) &&
+                         AddOtherNames(tensor, reduction.axis, axis, answers);
       Plant({.kind = Kind::kWrongGroup, .reduction = reduction, .axis = axis}, "FC6",
-            std::move(answers));
+            std::move(answers),
+            right ? "with the other sums it reaches every rank once all the same" : "");
     }
   }
 }
@@ -263,7 +346,7 @@ void Cataloguer::AtReduction(const ContractTensor& tensor, Axis axis) {
         tensor.name == "d_gate_bias_E" ? "FC21" : "FC5",
         Seen(tensor.name, {.cause = Cause::kDoubleSum, .axes = {axis}}));
   Mean(tensor, reduction);
-  WrongGroups(reduction);
+  WrongGroups(tensor, reduction);
   AtRanks(tensor, reduction);
   const bool has_rows_and_columns = tensor.shape.size() != 1;
   if (has_rows_and_columns) {
@@ -320,6 +403,7 @@ void Cataloguer::Scales(const ContractTensor& tensor) {
     add(static_cast<double>(count), "FC9");
     add(1.0 / static_cast<double>(count), "FC9");
   }
+  add(1.0625, "FC9");
   add(1.001, "FC9");
   for (const Factor& factor : factors) {
     Plant({.kind = Kind::kScale, .tensor = tensor.name, .factor = factor.value}, factor.bug_class,

@@ -85,6 +85,30 @@ TEST(CatalogueOf, SendsNoSumOverTheSameRanksByAnotherName) {
   EXPECT_EQ(planted->answers[1].explanation.used, (std::vector<Axis>{Axis::kEp}));
 }
 
+TEST(CatalogueOf, ProvesThatAnotherRouteReachesEveryRankOnce) {
+  // Ranks 0 to 5; edp is {0, 2, 4} and {1, 3, 5}, dp_shard pairs {0, 3}, {1, 4}, {2, 5}.
+  const auto catalogue = Catalogue("dp2.tp3.ep2.etp1");
+  EXPECT_NE(Find(catalogue, "wrong-group edp d_gate_ED@tp")->equivalent, "");
+  EXPECT_EQ(Find(catalogue, "wrong-group ep d_gate_ED@tp")->equivalent, "");
+}
+
+TEST(CatalogueOf, KnowsOtherNamesOfASumOverTheWrongRanks) {
+  const auto says = [](const PlantedFault& planted, const Explanation& wanted) {
+    return std::any_of(planted.answers.begin(), planted.answers.end(), [&](const Answer& answer) {
+      return answer.same_numbers && answer.explanation.cause == wanted.cause &&
+             answer.explanation.axes == wanted.axes;
+    });
+  };
+  // Half of dp_shard is summed: the ranks of edp. What is missing is the sum over ep.
+  const auto halves = Catalogue("dp4.ep2");
+  EXPECT_TRUE(says(*Find(halves, "wrong-group edp d_gate_ED@dp_shard"),
+                   {.cause = Cause::kMissingSum, .axes = {Axis::kEp}}));
+  // All four ranks are ep: what tp has summed is summed again.
+  const auto all = Catalogue("dp2.tp2.ep4.etp1");
+  EXPECT_TRUE(says(*Find(all, "wrong-group ep d_gate_ED@dp_shard"),
+                   {.cause = Cause::kDoubleSum, .axes = {Axis::kTp}}));
+}
+
 TEST(CatalogueOf, PlantsMeansOfTheSameNumbersOnce) {
   const auto catalogue = Catalogue("dp2.tp2");
   const PlantedFault* planted = Find(catalogue, "mean d_gate_ED@tp");
