@@ -262,6 +262,11 @@ bool TensorDiagnosis::FindOther() {
     return true;
   }
   std::string where;
+  if (const auto fit = FindLeftovers(suspect_, where)) {
+    Name(*fit);
+    finding_.text = "not zero where it should be: " + where;
+    return true;
+  }
   if (const auto fit = FindCorruption(suspect_, where)) {
     Name(*fit);
     finding_.text = "a few elements are wrong: " + where;

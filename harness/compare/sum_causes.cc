@@ -40,7 +40,13 @@ SumCauses::SumCauses(const Suspect& suspect, const StepContract* contract)
 // since a sum over an axis that shares do not differ on would have counted them twice. A spread of
 // shares that never add up goes with the sums of the first that does.
 void SumCauses::FindPlans() {
+  const std::string& name = suspect_.name();
+  const bool has_owners = !IsExpertWeight(name) && !name.starts_with("d_shared_");
   for (const Spread spread : suspect_.ledger().spreads()) {
+    const bool is_of_owners = spread == Spread::kOwners || spread == Spread::kUngatheredOwners;
+    if (is_of_owners && !has_owners) {
+      continue;
+    }
     if (spread == Spread::kUngatheredTokens || spread == Spread::kUngatheredOwners) {
       if (!plans_.empty()) {
         plans_.push_back({spread, plans_.front().sums});

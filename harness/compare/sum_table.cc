@@ -55,10 +55,15 @@ class HypothesisList {
   }
 
  private:
-  // Of the same cause, one that gives the same table is the same thing by another name.
+  // Of the same cause, one with the same table over the same groups is the same thing by another
+  // name. Sums over two axes of one size give the same table, and are two things.
   void Add(const Explanation& explanation, SumTable table) {
     const bool is_known = std::any_of(list_.begin(), list_.end(), [&](const SumHypothesis& h) {
-      return h.explanation.cause == explanation.cause && h.table == table;
+      const Explanation& known = h.explanation;
+      return known.cause == explanation.cause && h.table == table &&
+             (known.cause != Cause::kWrongGroup ||
+              (known.axes == explanation.axes &&
+               GroupOf(known.used.front()) == GroupOf(explanation.used.front())));
     });
     if (!is_known && table != right_) {
       list_.push_back({explanation, std::move(table)});

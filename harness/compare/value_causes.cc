@@ -298,6 +298,36 @@ std::optional<Fit> FindLocalNormaliser(const Suspect& suspect, const SumCauses& 
   return std::nullopt;
 }
 
+std::optional<Fit> FindLeftovers(const Suspect& suspect, std::string& where) {
+  std::optional<Fit> fit;
+  const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
+    for (std::size_t unit = 0; unit < piece.Units(); ++unit) {
+      double error = 0.0;
+      double want = 0.0;
+      for (std::size_t i = unit * piece.unit_size; i < (unit + 1) * piece.unit_size; ++i) {
+        error = std::hypot(error, piece.got[i] - piece.want[i]);
+        want = std::hypot(want, piece.want[i]);
+      }
+      if (error <= piece.allowed[unit]) {
+        continue;
+      }
+      if (want != 0.0) {
+        return false;
+      }
+      if (!fit) {
+        where =
+            suspect.observed().HasUnits()
+                ? fmt::format("expert {} on rank {}", piece.slice.index[0][unit],
+                              fmt::join(suspect.observed().holders()[piece.holder].ranks, " + "))
+                : "the slice";
+        fit = FitOf({.cause = Cause::kCorruption});
+      }
+    }
+    return true;
+  });
+  return all ? fit : std::nullopt;
+}
+
 std::optional<Fit> FindCorruption(const Suspect& suspect, std::string& where) {
   std::map<std::size_t, std::size_t> outliers;  // by holder
   std::map<std::size_t, std::size_t> elements;
@@ -364,8 +394,9 @@ std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits) {
   double along = 0.0;               // error along the reference,
   double wants = 0.0;
   double squares = 0.0;
-  std::map<std::size_t, double> elements;  // by holder
-  double largest = 0.0;                    // of a unit
+  std::set<std::size_t> holders;
+  double fourths = 0.0;  // of the reference
+  double largest = 0.0;  // of a unit
   const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
     for (std::size_t unit = 0; unit < piece.Units(); ++unit) {
       double unit_squares = 0.0;
@@ -375,6 +406,7 @@ std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits) {
         along += error * piece.want[i];
         unit_squares += error * error;
         unit_wants += piece.want[i] * piece.want[i];
+        fourths += std::pow(piece.want[i], 4);
       }
       if (unit_squares > kLargest * kLargest * unit_wants &&
           std::sqrt(unit_squares) > piece.allowed[unit]) {
@@ -384,15 +416,16 @@ std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits) {
       squares += unit_squares;
       wants += unit_wants;
     }
-    elements[piece.holder] += static_cast<double>(piece.got.size());
+    holders.insert(piece.holder);
     return true;
   });
   if (!all || wants == 0.0 || squares == 0.0) {
     return std::nullopt;
   }
-  // Independent errors have a part of 1/sqrt(n) of their size along any one direction, replicas the
-  // same ones; and no unit stands out.
-  const double independent = elements.begin()->second;
+  // Independent errors, each in proportion to its element, have along the reference a part of their
+  // size of 1/sqrt(n), where large elements count for more than small ones and replicas, which make
+  // the same errors, once; and no unit stands out.
+  const double independent = wants * wants / fourths / static_cast<double>(holders.size());
   const double relative = std::sqrt(squares / wants);
   const bool has_no_direction = std::abs(along) / wants <= 3.5 * relative / std::sqrt(independent);
   if (!has_no_direction || std::sqrt(largest) > 30.0 * relative) {

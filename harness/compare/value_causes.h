@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 
 #include "harness/compare/sum_causes.h"
 
@@ -16,6 +17,10 @@ std::optional<Fit> FindPermutation(const Suspect& suspect);
 // Each rank's share is divided by its own number of tokens, where the
 // numbers differ.
 std::optional<Fit> FindLocalNormaliser(const Suspect& suspect, const SumCauses& sums);
+
+// Slices that should be zero, such as those of an expert without a token, are not, and nothing else
+// is wrong: memory that nobody wrote.
+std::optional<Fit> FindLeftovers(const Suspect& suspect, std::string& where);
 
 // But for a few elements everything is right: at most three of a slice or one in a hundred.
 std::optional<Fit> FindCorruption(const Suspect& suspect, std::string& where);
