@@ -5,14 +5,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <memory>
-#include <set>
+#include <utility>
 
 #include "harness/base/error.h"
 #include "harness/compare/diagnose.h"
 #include "harness/compare/norms.h"
 #include "harness/compare/observed.h"
 #include "harness/compare/problem.h"
+#include "harness/compare/routing.h"
 #include "harness/compare/tolerance.h"
 
 namespace moe {
@@ -301,20 +303,17 @@ class DumpJudge {
 
  private:
   void CompareRouting();
-  void CompareCounts(const reference::StepResult& want);
   void JudgeWhole(const std::string& name, const Estimate& want);
   void CheckAgainstGolden() const;
   void CheckThatSomethingWasTested(const reference::StepResult& want);
   TensorJudge* JudgeOf(const std::string& name);
   void Vacuous(const std::string& tensor, const std::string& text);
-  double RoutingBound() const;
   void CheckStoredDtype(const std::string& name) const;
 
   const Dump& dump_;
   const Manifest& manifest_;
   const JudgeOptions& options_;
   reference::Problem problem_;
-  reference::Routing own_routing_;
   std::optional<reference::Routing> observed_routing_;
   std::map<std::string, std::unique_ptr<TensorJudge>> judges_;
   std::map<std::string, double> reference_squares_;
@@ -330,116 +329,16 @@ void DumpJudge::Vacuous(const std::string& tensor, const std::string& text) {
   judgement_.findings.push_back({.tensor = tensor, .verdict = Verdict::kVacuous, .text = text});
 }
 
-// How far rounding may move a selection score against another: logits of size z are off by a few
-// units of round-off of the dtype they are made in, and by what adding up their terms leaves (for
-// terms of random sign about u |x| |g|); no score function is steeper than 1/4.
-double DumpJudge::RoutingBound() const {
-  const Matrix logits = problem_.x_TD * problem_.gate_ED.transpose();
-  const double largest = logits.size() > 0 ? logits.cwiseAbs().maxCoeff() : 0.0;
-  const reference::Rounding rounding = RoundingOf(manifest_.dtype, manifest_.casts, 1);
-  const double unit = std::max(rounding.store, rounding.logits);
-  return 2.0 * unit * (1.0 + largest) + rounding.accumulate *
-                                            problem_.x_TD.rowwise().norm().maxCoeff() *
-                                            problem_.gate_ED.rowwise().norm().maxCoeff();
-}
-
 void DumpJudge::CompareRouting() {
-  own_routing_ = reference::Route(manifest_.model, problem_.x_TD, problem_.gate_ED,
-                                  problem_.gate_bias_E, problem_.expert_bias_E);
+  RoutingComparison comparison = moe::CompareRouting(dump_, problem_);
   judgement_.slots = manifest_.model.tokens * manifest_.model.top_k;
-  judgement_.smallest_margin = own_routing_.margin_T.minCoeff();
-  if (!manifest_.tensors.contains("topk_expert_TK")) {
-    judgement_.notes.emplace_back(
-        "topk_expert_TK was not dumped, so routing was not compared on its own");
-    return;
+  judgement_.smallest_margin = comparison.smallest_margin;
+  judgement_.routing_compared = comparison.finding.has_value();
+  if (comparison.finding) {
+    judgement_.findings.push_back(std::move(*comparison.finding));
   }
-  judgement_.routing_compared = true;
-  const ObservedTensor observed(dump_, "topk_expert_TK");
-  const double bound = RoutingBound();
-  Finding finding{.tensor = "topk_expert_TK"};
-  reference::Routing routing = own_routing_;
-  std::int64_t flips = 0;
-  std::int64_t ties = 0;
-  for (const ObservedTensor::Holder& holder : observed.holders()) {
-    for (std::int64_t row = 0; row < observed.UnitsOf(holder); ++row) {
-      const std::int64_t token = observed.GlobalUnit(holder, row);
-      const std::vector<double> got = observed.ReadUnit(holder, row);
-      const std::set<std::int64_t> chosen(got.begin(), got.end());
-      if (chosen.size() != got.size() || *chosen.begin() < 0 ||
-          *chosen.rbegin() >= manifest_.model.experts) {
-        throw Error(dump_.name,
-                    fmt::format("topk_expert_TK of token {} on rank {} is [{}]; it must name {} "
-                                "different experts from 0 to {}",
-                                token, holder.ranks.front(), fmt::join(got, ", "),
-                                manifest_.model.top_k, manifest_.model.experts - 1));
-      }
-      const auto own = own_routing_.topk_expert_TK.row(token);
-      if (chosen == std::set<std::int64_t>(own.begin(), own.end())) {
-        continue;
-      }
-      for (std::size_t k = 0; k < got.size(); ++k) {
-        routing.topk_expert_TK(token, static_cast<Eigen::Index>(k)) =
-            static_cast<std::int64_t>(got[k]);
-      }
-      if (own_routing_.margin_T(token) <= bound) {
-        ++ties;
-        continue;
-      }
-      ++flips;
-      if (finding.verdict == Verdict::kPass) {
-        finding.verdict = Verdict::kFail;
-        finding.explanation.cause = Cause::kUnexplained;
-        finding.text =
-            fmt::format("token {} goes to experts {}, not {}", token, fmt::join(chosen, ", "),
-                        fmt::join(own.begin(), own.end(), ", "));
-        finding.evidence.push_back(
-            fmt::format("what   its margin {:.1e} is clear of the rounding bound {:.1e}",
-                        own_routing_.margin_T(token), bound));
-      }
-      finding.ranks.insert(finding.ranks.end(), holder.ranks.begin(), holder.ranks.end());
-    }
-  }
-  std::sort(finding.ranks.begin(), finding.ranks.end());
-  finding.ranks.erase(std::unique(finding.ranks.begin(), finding.ranks.end()), finding.ranks.end());
-  finding.error = static_cast<double>(flips) / static_cast<double>(manifest_.model.tokens);
-  if (flips + ties > 0) {
-    observed_routing_ = routing;
-    judgement_.notes.push_back(
-        fmt::format("{} tokens are routed otherwise than in the reference ({} of them "
-                    "ties within rounding); the gradients are judged with the observed "
-                    "routing",
-                    flips + ties, ties));
-  }
-  judgement_.findings.push_back(std::move(finding));
-}
-
-void DumpJudge::CompareCounts(const reference::StepResult& want) {
-  if (!manifest_.tensors.contains("tokens_per_expert_E")) {
-    return;
-  }
-  const ObservedTensor observed(dump_, "tokens_per_expert_E");
-  Finding finding{.tensor = "tokens_per_expert_E"};
-  for (const ObservedTensor::Holder& holder : observed.holders()) {
-    const std::vector<double> got = observed.ReadUnit(holder, 0);
-    for (std::size_t i = 0; i < got.size(); ++i) {
-      const std::int64_t expert = holder.slice.index[0][i];
-      const auto wanted =
-          static_cast<double>(want.tokens_per_expert_E[static_cast<std::size_t>(expert)]);
-      if (got[i] == wanted) {  // counts are whole numbers, exact in double
-        continue;
-      }
-      if (finding.verdict == Verdict::kPass) {
-        finding.verdict = Verdict::kFail;
-        finding.explanation.cause = Cause::kUnexplained;
-        finding.text = fmt::format("expert {} counts {} tokens, not {}", expert, got[i], wanted);
-      }
-      finding.error = std::max(finding.error, std::abs(got[i] - wanted) / std::max(1.0, wanted));
-      finding.ranks.insert(finding.ranks.end(), holder.ranks.begin(), holder.ranks.end());
-    }
-  }
-  std::sort(finding.ranks.begin(), finding.ranks.end());
-  finding.ranks.erase(std::unique(finding.ranks.begin(), finding.ranks.end()), finding.ranks.end());
-  judgement_.findings.push_back(std::move(finding));
+  std::move(comparison.notes.begin(), comparison.notes.end(), std::back_inserter(judgement_.notes));
+  observed_routing_ = std::move(comparison.observed_routing);
 }
 
 // A golden file speaks of one problem: the reference must still give what it gave when the file was
@@ -579,7 +478,9 @@ Judgement DumpJudge::Run() {
   JudgeWhole("d_shared_w2_DF", want.d_shared_w2_DF);
   JudgeWhole("d_shared_gate_D", want.d_shared_gate_D);
   CheckAgainstGolden();
-  CompareCounts(want);
+  if (auto counts = CompareCounts(dump_, want.tokens_per_expert_E)) {
+    judgement_.findings.push_back(std::move(*counts));
+  }
   Ledger ledger(manifest_, problem_, observed_routing_ ? *observed_routing_ : own_routing_);
   for (const std::string& name : order) {
     judgement_.findings.push_back(judges_.at(name)->Finish(manifest_, ledger));

@@ -1,0 +1,31 @@
+// Routing of a dump against the reference: the choice of experts first, so that a flip is never
+// blamed on a reduction, and the token counts.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "harness/compare/finding.h"
+#include "harness/dump/dump.h"
+#include "reference/moe_reference.h"
+
+namespace moe {
+
+struct RoutingComparison {
+  std::optional<Finding> finding;  // none where topk_expert_TK was not dumped
+  // With what the reference is to be run where the dump's choice is another one than its own.
+  std::optional<reference::Routing> observed_routing;
+  double smallest_margin = 0.0;  // of the selection scores
+  std::vector<std::string> notes;
+};
+
+// Throws Error(dump.name, ...) for experts that do not exist or are named twice.
+RoutingComparison CompareRouting(const Dump& dump, const reference::Problem& problem);
+
+// Token counts are whole numbers and compared exactly. Empty where they were not dumped.
+std::optional<Finding> CompareCounts(const Dump& dump,
+                                     const std::vector<std::int64_t>& tokens_per_expert_E);
+
+}  // namespace moe
