@@ -1,5 +1,6 @@
 #include "reference/arithmetic.h"
 
+#include <array>
 #include <cmath>
 
 namespace moe::reference {
@@ -34,6 +35,20 @@ double AdditionVariance(const Rounding& unit, std::int64_t terms, Sum sum) {
   return Square(unit.accumulate) * static_cast<double>(terms) + Square(unit.reduce) * reduced;
 }
 
+// How many roundings a term of a sum passes through at most, times what each is off by.
+double AdditionBound(const Rounding& unit, std::int64_t terms, Sum sum) {
+  const double reduced = sum == Sum::kReduced ? static_cast<double>(unit.reduce_terms) : 0.0;
+  return unit.accumulate * static_cast<double>(terms) + unit.reduce * reduced;
+}
+
+// Worst-case bound of an operand, or zeros.
+Matrix WorstOf(const Operand& operand) {
+  if (operand.worst_case == nullptr) {
+    return Matrix::Zero(operand.value.rows(), operand.value.cols());
+  }
+  return *operand.worst_case;
+}
+
 // Squared deviation of an operand, or zeros.
 Matrix VarianceOf(const Operand& operand) {
   if (operand.deviation == nullptr) {
@@ -49,8 +64,18 @@ auto Spread(const Matrix& column_N1, Eigen::Index cols) {
 
 }  // namespace
 
+std::span<Matrix Estimate::*const> Arithmetic::parts() const {
+  static constexpr std::array<Matrix Estimate::*, 3> kParts = {
+      &Estimate::value, &Estimate::deviation, &Estimate::worst_case};
+  return std::span(kParts).first(bounding_ ? 3 : estimating_ ? 2 : 1);
+}
+
 Estimate Arithmetic::Zero(std::int64_t rows, std::int64_t cols) const {
-  return {Matrix::Zero(rows, cols), estimating_ ? Matrix::Zero(rows, cols) : Matrix()};
+  Estimate zero;
+  for (Matrix Estimate::*part : parts()) {
+    (zero.*part).setZero(rows, cols);
+  }
+  return zero;
 }
 
 Estimate Arithmetic::Product(const Operand& a, const Operand& b, Sum sum) const {
@@ -61,7 +86,8 @@ Estimate Arithmetic::Product(const Operand& a, const Operand& b, Sum sum, double
   const Eigen::Index rows = a.transposed ? a.value.cols() : a.value.rows();
   const Eigen::Index terms = a.transposed ? a.value.rows() : a.value.cols();
   const Eigen::Index cols = b.transposed ? b.value.rows() : b.value.cols();
-  Estimate z = Zero(rows, cols);
+  Estimate z;
+  z.value.setZero(rows, cols);
   Gemm(a.value, a.transposed, b.value, b.transposed, z.value);
   if (estimating_) {
     // sum_i a_i^2 (var b_i + additions * b_i^2) + var a_i b_i^2: two products of squares.
@@ -77,6 +103,19 @@ Estimate Arithmetic::Product(const Operand& a, const Operand& b, Sum sum, double
       Gemm(a.deviation->cwiseAbs2(), a.transposed, b_squared, b.transposed, variance);
     }
     z.deviation = variance.cwiseSqrt();
+  }
+  if (bounding_) {
+    // sum_i |a_i| (bound of b_i + additions * |b_i|) + bound of a_i * |b_i|.
+    const Matrix b_size = b.value.cwiseAbs();
+    Matrix b_bound = AdditionBound(unit_, terms, sum) * b_size;
+    if (b.worst_case != nullptr) {
+      b_bound += *b.worst_case;
+    }
+    z.worst_case = unit * z.value.cwiseAbs();
+    Gemm(a.value.cwiseAbs(), a.transposed, b_bound, b.transposed, z.worst_case);
+    if (a.worst_case != nullptr) {
+      Gemm(*a.worst_case, a.transposed, b_size, b.transposed, z.worst_case);
+    }
   }
   return z;
 }
@@ -94,6 +133,14 @@ Estimate Arithmetic::RowDots(const Operand& a, const Operand& b, double unit) co
     z.deviation =
         (variance_N1 + (additions / 3.0 + Square(unit)) * z.value.cwiseAbs2()).cwiseSqrt();
   }
+  if (bounding_) {
+    const double additions = AdditionBound(unit_, a.value.cols(), Sum::kReduced);
+    const Matrix a_size = a.value.cwiseAbs();
+    const Matrix b_size = b.value.cwiseAbs();
+    const Matrix bound_ND =
+        a_size.cwiseProduct(WorstOf(b) + additions * b_size) + WorstOf(a).cwiseProduct(b_size);
+    z.worst_case = bound_ND.rowwise().sum() + unit * z.value.cwiseAbs();
+  }
   return z;
 }
 
@@ -105,6 +152,10 @@ Estimate Arithmetic::Multiply(const Operand& a, const Operand& b, double unit) c
         (VarianceOf(a).cwiseProduct(b.value.cwiseAbs2()) +
          VarianceOf(b).cwiseProduct(a.value.cwiseAbs2()) + Square(unit) * z.value.cwiseAbs2())
             .cwiseSqrt();
+  }
+  if (bounding_) {
+    z.worst_case = WorstOf(a).cwiseProduct(b.value.cwiseAbs()) +
+                   WorstOf(b).cwiseProduct(a.value.cwiseAbs()) + unit * z.value.cwiseAbs();
   }
   return z;
 }
@@ -121,6 +172,14 @@ Estimate Arithmetic::ScaleRows(const Operand& a_ND, const Operand& b_N1, double 
                    Square(unit) * z.value.cwiseAbs2())
                       .cwiseSqrt();
   }
+  if (bounding_) {
+    const Eigen::Index cols = a_ND.value.cols();
+    const Matrix b_size = b_N1.value.cwiseAbs();
+    const Matrix b_bound = WorstOf(b_N1);
+    z.worst_case = WorstOf(a_ND).cwiseProduct(Spread(b_size, cols)) +
+                   a_ND.value.cwiseAbs().cwiseProduct(Spread(b_bound, cols)) +
+                   unit * z.value.cwiseAbs();
+  }
   return z;
 }
 
@@ -129,6 +188,9 @@ Estimate Arithmetic::Add(const Operand& a, const Operand& b, double unit) const 
   z.value = a.value + b.value;
   if (estimating_) {
     z.deviation = (VarianceOf(a) + VarianceOf(b) + Square(unit) * z.value.cwiseAbs2()).cwiseSqrt();
+  }
+  if (bounding_) {
+    z.worst_case = WorstOf(a) + WorstOf(b) + unit * z.value.cwiseAbs();
   }
   return z;
 }
@@ -149,6 +211,13 @@ void Arithmetic::AddToRows(const Estimate& part, std::span<const std::int64_t> r
            reduced * part.value.row(from).cwiseAbs2() + Square(unit_.store) * value.cwiseAbs2())
               .cwiseSqrt();
     }
+    if (bounding_) {
+      // In another order any part may come first and pass through all additions.
+      const double additions = unit_.reduce * static_cast<double>(unit_.reduce_terms) +
+                               unit_.store * static_cast<double>(row_parts_);
+      total.worst_case.row(rows[n]) +=
+          part.worst_case.row(from) + additions * part.value.row(from).cwiseAbs();
+    }
   }
 }
 
@@ -160,6 +229,10 @@ Estimate Arithmetic::Elementwise(const Operand& u, Function f, Function slope, F
     z.deviation = (VarianceOf(u).cwiseProduct(u.value.unaryExpr(slope).cwiseAbs2()) +
                    Square(unit) * u.value.unaryExpr(size).cwiseAbs2())
                       .cwiseSqrt();
+  }
+  if (bounding_) {
+    z.worst_case = WorstOf(u).cwiseProduct(u.value.unaryExpr(slope).cwiseAbs()) +
+                   unit * u.value.unaryExpr(size).cwiseAbs();
   }
   return z;
 }
@@ -183,6 +256,17 @@ Estimate Arithmetic::MinusWeightedMean(const Operand& g, const Operand& w, std::
     Matrix variance = own - from_mean + Square(unit) * z.value.cwiseAbs2();
     variance.colwise() += of_mean_T;
     z.deviation = variance.cwiseMax(0.0).cwiseSqrt();
+  }
+  if (bounding_) {
+    const Matrix g_bound = WorstOf(g);
+    const Matrix from_mean = w.value.cwiseAbs().cwiseProduct(g_bound);
+    const Matrix own = (1.0 - w.value.array()).abs().matrix().cwiseProduct(g_bound);
+    const Vector of_mean_T = (from_mean + g.value.cwiseAbs().cwiseProduct(WorstOf(w)) +
+                              unit * static_cast<double>(terms + 1) * products.cwiseAbs())
+                                 .rowwise()
+                                 .sum();
+    z.worst_case = own - from_mean + unit * z.value.cwiseAbs();
+    z.worst_case.colwise() += of_mean_T;
   }
   return z;
 }

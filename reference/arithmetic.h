@@ -1,11 +1,21 @@
 // The few matrix operations that the step is written in. Each one computes its value in float64
-// and, when a Rounding is given, also the standard deviation of the error that a correct
-// implementation with those unit round-offs makes in each element.
+// and, when a Rounding is given, bounds on the error that a correct implementation with those unit
+// round-offs makes in each element. Both are first order and start from the same fact, that one
+// rounding is off by at most u times its result. An empty bound means exact; a value that no term
+// contributes to has bound 0.
 //
-// The model is first order with independent errors, so variances add: the probabilistic view of
-// rounding error of Higham and Mary, "A new approach to probabilistic rounding error analysis",
-// SIAM J. Sci. Comput. 41 (2019). An empty deviation means exact. A value that no term contributes
-// to has deviation 0.
+// `deviation`, the probabilistic form: the roundings are independent and of mean zero, so that
+// their squares add. Since each is bounded by u, the sum's tail is that of a normal variable with
+// this deviation or lighter (Hoeffding): it exceeds lambda deviations with probability at most
+// 2 exp(-lambda^2 / 2), whatever the number of terms, which is how sqrt(n) u comes to replace n u
+// (Higham and Mary, "A new approach to probabilistic rounding error analysis", SIAM J. Sci. Comput.
+// 41, 2019). The root mean square itself is smaller yet, at most u / sqrt(3) where a rounding is
+// uniform within its half unit.
+//
+// `worst_case`: magnitudes add, nothing cancels, and a sum of n terms passes every term through n
+// additions, which holds for every order of summation (gamma_n of Higham, "Accuracy and Stability
+// of Numerical Algorithms", 2002, sec. 3.1, to first order). A sum over p ranks adds p more in the
+// dtype of the communication: one to store a rank's share and p - 1 to add it up.
 #pragma once
 
 #include <cstdint>
@@ -21,12 +31,17 @@ struct Operand {
   Operand(const Matrix& exact) : value(exact) {}  // NOLINT(google-explicit-constructor): reads so
   Operand(const Estimate& estimate)               // NOLINT(google-explicit-constructor): reads so
       : value(estimate.value),
-        deviation(estimate.deviation.size() > 0 ? &estimate.deviation : nullptr) {}
+        deviation(estimate.deviation.size() > 0 ? &estimate.deviation : nullptr),
+        worst_case(estimate.worst_case.size() > 0 ? &estimate.worst_case : nullptr) {}
   Operand(const Operand& operand, bool transpose)
-      : value(operand.value), deviation(operand.deviation), transposed(transpose) {}
+      : value(operand.value),
+        deviation(operand.deviation),
+        worst_case(operand.worst_case),
+        transposed(transpose) {}
 
   const Matrix& value;
-  const Matrix* deviation = nullptr;  // null: exact
+  const Matrix* deviation = nullptr;   // null: exact
+  const Matrix* worst_case = nullptr;  // null: exact, or not asked for
   bool transposed = false;
 };
 
@@ -39,10 +54,19 @@ enum class Sum { kLocal, kReduced };
 
 class Arithmetic {
  public:
-  explicit Arithmetic(const std::optional<Rounding>& rounding)
-      : estimating_(rounding.has_value()), unit_(rounding.value_or(Rounding{})) {}
+  // With a rounding, deviations are made; with `worst_case` too, that bound as well. `row_parts` is
+  // the most parts that AddToRows adds up to one row.
+  explicit Arithmetic(const std::optional<Rounding>& rounding, bool worst_case = false,
+                      std::int64_t row_parts = 1)
+      : estimating_(rounding.has_value()),
+        bounding_(rounding.has_value() && worst_case),
+        row_parts_(row_parts),
+        unit_(rounding.value_or(Rounding{})) {}
 
   bool estimating() const { return estimating_; }
+  bool bounding() const { return bounding_; }
+  // The members of an Estimate that are in use, for what moves elements and computes nothing.
+  std::span<Matrix Estimate::*const> parts() const;
   // All zero when not estimating.
   const Rounding& unit() const { return unit_; }
 
@@ -78,6 +102,8 @@ class Arithmetic {
 
  private:
   bool estimating_;
+  bool bounding_;
+  std::int64_t row_parts_;
   Rounding unit_;
 };
 

@@ -43,9 +43,8 @@ Estimate Gather(const Arithmetic& math, const Estimate& whole_TK, const ExpertSl
   Estimate part_N1 = math.Zero(std::ssize(slots.tokens), 1);
   for (std::size_t n = 0; n < slots.tokens.size(); ++n) {
     const auto row = static_cast<Eigen::Index>(n);
-    part_N1.value(row, 0) = whole_TK.value(slots.tokens[n], slots.slots[n]);
-    if (math.estimating()) {
-      part_N1.deviation(row, 0) = whole_TK.deviation(slots.tokens[n], slots.slots[n]);
+    for (Matrix Estimate::*part : math.parts()) {
+      (part_N1.*part)(row, 0) = (whole_TK.*part)(slots.tokens[n], slots.slots[n]);
     }
   }
   return part_N1;
@@ -55,9 +54,8 @@ void Scatter(const Arithmetic& math, const Estimate& part_N1, const ExpertSlots&
              Estimate& whole_TK) {
   for (std::size_t n = 0; n < slots.tokens.size(); ++n) {
     const auto row = static_cast<Eigen::Index>(n);
-    whole_TK.value(slots.tokens[n], slots.slots[n]) = part_N1.value(row, 0);
-    if (math.estimating()) {
-      whole_TK.deviation(slots.tokens[n], slots.slots[n]) = part_N1.deviation(row, 0);
+    for (Matrix Estimate::*part : math.parts()) {
+      (whole_TK.*part)(slots.tokens[n], slots.slots[n]) = (part_N1.*part)(row, 0);
     }
   }
 }
@@ -184,7 +182,8 @@ void RunGateBackward(const Arithmetic& math, const Model& model, const Problem& 
 
 StepResult RunStep(const Model& model, const Problem& problem, const StepOptions& options,
                    const ExpertSink& on_expert) {
-  const Arithmetic math(options.rounding);
+  // A token's row of d_x is added up from its slots, the shared experts, their gate and the router.
+  const Arithmetic math(options.rounding, options.worst_case, /*row_parts=*/model.top_k + 3);
   const std::int64_t tokens = problem.x_TD.rows();
   StepResult result;
 

@@ -46,11 +46,12 @@ struct Rounding {
   std::int64_t reduce_terms = 1;
 };
 
-// A result and, when a Rounding was given, the standard deviation of the rounding error that a
-// correct implementation makes in each element (first order, independent errors; empty otherwise).
+// A result and bounds on the rounding error that a correct implementation makes in each element
+// (arithmetic.h has the model), empty where they were not asked for.
 struct Estimate {
   Matrix value;
-  Matrix deviation;
+  Matrix deviation;   // probabilistic: exceeded lambda times with probability 2 exp(-lambda^2 / 2)
+  Matrix worst_case;  // never exceeded, to first order, in any order of summation
 };
 
 struct ExpertGradients {
@@ -96,8 +97,10 @@ struct StepResult {
 using ExpertSink = std::function<void(const ExpertGradients&)>;
 
 struct StepOptions {
-  // Error estimates are made only when given; without them the step is plain arithmetic.
+  // Deviations are made only when given; without it the step is plain arithmetic.
   std::optional<Rounding> rounding;
+  // Worst-case bounds beside the deviations, at about the same cost again.
+  bool worst_case = false;
   // Uses this expert choice instead of the step's own (a foreign run's observed routing).
   const Routing* forced_routing = nullptr;
 };

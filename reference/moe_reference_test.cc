@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numeric>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -371,6 +373,8 @@ TEST(Reference, SigmoidIsExactFarOut) {
   EXPECT_EQ(Sigmoid(0.0), 0.5);
 }
 
+constexpr double kFloat32Unit = 5.9604644775390625e-08;  // 2^-24
+
 Rounding AllUnits(double unit) {
   return {.store = unit,
           .accumulate = unit,
@@ -466,8 +470,7 @@ TEST(Deviation, RemainsWhereTheGradientCancels) {
 // The additions alone, measured: dot products in float32, one term after the other, against the
 // deviation that Product states for them, for terms of random sign and for terms of one sign.
 TEST(Deviation, CoversTheMeasuredErrorOfFloat32DotProducts) {
-  constexpr double kUnit = 5.9604644775390625e-08;  // 2^-24
-  const Arithmetic math(Rounding{.store = 0.0, .accumulate = kUnit});
+  const Arithmetic math(Rounding{.store = 0.0, .accumulate = kFloat32Unit});
   for (const bool one_sign : {false, true}) {
     Matrix a = Noise(64, 512, 12.9898, 1.0).cast<float>().cast<double>();
     Matrix b = Noise(64, 512, 78.233, 1.0).cast<float>().cast<double>();
@@ -492,6 +495,97 @@ TEST(Deviation, CoversTheMeasuredErrorOfFloat32DotProducts) {
     EXPECT_LT(ratio, 1.0) << "one_sign " << one_sign;
     EXPECT_GT(ratio, 0.1) << "one_sign " << one_sign;
   }
+}
+
+TEST(WorstCase, LeavesValuesAndDeviationsAsTheyAre) {
+  ForAllModels([](Layer& layer, const Outcome&) {
+    const auto want = EstimatesOf(RunLayer(layer, {.rounding = AllUnits(1e-6)}));
+    const auto got = EstimatesOf(RunLayer(layer, {.rounding = AllUnits(1e-6), .worst_case = true}));
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      EXPECT_EQ(got[i].value, want[i].value);
+      EXPECT_EQ(got[i].deviation, want[i].deviation);
+      EXPECT_EQ(want[i].worst_case.size(), 0);
+    }
+  });
+}
+
+TEST(WorstCase, IsNowhereBelowTheDeviation) {
+  ForAllModels([](Layer& layer, const Outcome&) {
+    const Outcome got = RunLayer(layer, {.rounding = AllUnits(1e-6), .worst_case = true});
+    for (const Estimate& estimate : EstimatesOf(got)) {
+      ASSERT_EQ(estimate.worst_case.size(), estimate.value.size());
+      EXPECT_GE((estimate.worst_case - estimate.deviation).minCoeff(), 0.0)
+          << Describe(layer.model);
+    }
+  });
+}
+
+TEST(WorstCase, IsZeroForAnExpertWithoutAToken) {
+  Model model = SmallModel();
+  model.expert_bias = true;
+  Layer layer = MakeLayer(model);
+  const Outcome got = RunLayer(layer, {.rounding = AllUnits(1e-6), .worst_case = true});
+  ASSERT_EQ(got.experts[1].tokens, 0);
+  EXPECT_EQ(got.experts[1].d_w1_FD.worst_case, Matrix::Zero(2, 3).eval());
+}
+
+// Float32 dot products of cancelling terms, summed forwards, backwards and in pairs of halves.
+float SumForwards(const std::vector<float>& terms) {
+  return std::accumulate(terms.begin(), terms.end(), 0.0F);
+}
+float SumBackwards(const std::vector<float>& terms) {
+  return std::accumulate(terms.rbegin(), terms.rend(), 0.0F);
+}
+float SumByHalves(std::span<const float> terms) {
+  if (terms.size() == 1) {
+    return terms[0];
+  }
+  const std::size_t half = terms.size() / 2;
+  return SumByHalves(terms.first(half)) + SumByHalves(terms.subspan(half));
+}
+
+TEST(WorstCase, HoldsForFloat32DotProductsInAnyOrder) {
+  const Arithmetic math(Rounding{.accumulate = kFloat32Unit}, /*worst_case=*/true);
+  const Matrix a = Noise(16, 512, 12.9898, 1.0).cast<float>().cast<double>();
+  const Matrix b = Noise(16, 512, 78.233, 1.0).cast<float>().cast<double>();
+  const Estimate want = math.Product(a, Transposed(b), Sum::kLocal);
+  for (Eigen::Index i = 0; i < 16; ++i) {
+    for (Eigen::Index j = 0; j < 16; ++j) {
+      std::vector<float> terms;
+      for (Eigen::Index k = 0; k < 512; ++k) {
+        terms.push_back(static_cast<float>(a(i, k)) * static_cast<float>(b(j, k)));
+      }
+      for (const float got : {SumForwards(terms), SumBackwards(terms), SumByHalves(terms)}) {
+        EXPECT_LE(std::abs(static_cast<double>(got) - want.value(i, j)), want.worst_case(i, j));
+      }
+    }
+  }
+}
+
+TEST(WorstCase, IsReachedWhereEveryAdditionLosesItsTerm) {
+  // 1 and then 512 times u: each addition is a tie that falls back to 1.
+  const Arithmetic math(Rounding{.accumulate = kFloat32Unit}, /*worst_case=*/true);
+  Matrix terms_1N = Matrix::Constant(1, 513, kFloat32Unit);
+  terms_1N(0, 0) = 1.0;
+  const Matrix ones_1N = Matrix::Ones(1, 513);
+  const Estimate want = math.Product(terms_1N, Transposed(ones_1N), Sum::kLocal);
+  std::vector<float> terms;
+  for (Eigen::Index k = 0; k < 513; ++k) {
+    terms.push_back(static_cast<float>(terms_1N(0, k)));
+  }
+  const double error = std::abs(static_cast<double>(SumForwards(terms)) - want.value(0, 0));
+  EXPECT_LE(error, want.worst_case(0, 0));
+  EXPECT_GT(error, 0.99 * want.worst_case(0, 0));
+  EXPECT_GT(error, 10.0 * want.deviation(0, 0));  // the probabilistic form does not cover this
+}
+
+TEST(WorstCase, CountsEveryRankOfASumInTheDtypeOfTheCommunication) {
+  const Matrix a = Matrix::Constant(1, 4, -0.5);
+  const Matrix b = Matrix::Constant(4, 1, 1.0);
+  const Rounding rounding{.store = 0.25, .accumulate = 0.0, .reduce = 0.125, .reduce_terms = 8};
+  const Arithmetic math(rounding, /*worst_case=*/true);
+  EXPECT_EQ(math.Product(a, b, Sum::kLocal).worst_case(0, 0), 0.25 * 2.0);
+  EXPECT_EQ(math.Product(a, b, Sum::kReduced).worst_case(0, 0), (0.25 + 8 * 0.125) * 2.0);
 }
 
 }  // namespace

@@ -124,6 +124,17 @@ Estimate Softmax(const Arithmetic& math, const Estimate& logits_TE) {
                                                     .max(0.0)
                                                     .sqrt();
     }
+    if (math.bounding()) {
+      // The shift is rounded and exp as good as two units of its last place; the sum of E
+      // exponentials and the division follow.
+      const double unit = math.unit().scores;
+      const Eigen::RowVectorXd bound =
+          logits_TE.worst_case.row(token).array() + unit * ((shift - z.array()) + 2.0);
+      const Eigen::RowVectorXd from_mean = bound.cwiseProduct(s);
+      const Eigen::RowVectorXd own = bound.cwiseProduct((1.0 - s.array()).matrix()) - from_mean;
+      scores.worst_case.row(token) =
+          s.array() * (own.array() + from_mean.sum() + unit * static_cast<double>(z.size() + 1));
+    }
   }
   return scores;
 }
@@ -168,6 +179,20 @@ void Normalise(const Arithmetic& math, CombineWeights& weights) {
          n.square() * (scaled_sum_T.replicate(1, s_TK.cols()).array() + additions + own))
             .max(0.0)
             .sqrt()
+            .matrix();
+  }
+  if (math.bounding()) {
+    const Matrix& bound_TK = weights.score_TK.worst_case;
+    const double unit = math.unit().scores;
+    const double additions = unit * static_cast<double>(s_TK.cols());
+    weights.sum_T1.worst_case = bound_TK.rowwise().sum() + additions * weights.sum_T1.value;
+    const auto n = weights.normal_TK.value.array();
+    // |1 - n_k| bound of s_k + n_k sum_{j != k} bound of s_j, over S.
+    const Matrix scaled = inverse_T.asDiagonal() * bound_TK;
+    const Vector scaled_sum_T = scaled.rowwise().sum();
+    weights.normal_TK.worst_case =
+        ((1.0 - 2.0 * n) * scaled.array() +
+         n * (scaled_sum_T.replicate(1, s_TK.cols()).array() + additions + unit))
             .matrix();
   }
 }
@@ -247,9 +272,8 @@ CombineWeights WeighSlots(const Arithmetic& math, const Model& model, const Esti
   for (Eigen::Index token = 0; token < topk_expert_TK.rows(); ++token) {
     for (Eigen::Index slot = 0; slot < topk_expert_TK.cols(); ++slot) {
       const std::int64_t expert = topk_expert_TK(token, slot);
-      weights.score_TK.value(token, slot) = scores_TE.value(token, expert);
-      if (math.estimating()) {
-        weights.score_TK.deviation(token, slot) = scores_TE.deviation(token, expert);
+      for (Matrix Estimate::*part : math.parts()) {
+        (weights.score_TK.*part)(token, slot) = (scores_TE.*part)(token, expert);
       }
     }
   }
@@ -273,9 +297,8 @@ Estimate RouterBackward(const Arithmetic& math, const Model& model, const Routin
   for (Eigen::Index token = 0; token < d_score_TK.value.rows(); ++token) {
     for (Eigen::Index slot = 0; slot < d_score_TK.value.cols(); ++slot) {
       const std::int64_t expert = routing.topk_expert_TK(token, slot);
-      d_scores_TE.value(token, expert) = d_score_TK.value(token, slot);
-      if (math.estimating()) {
-        d_scores_TE.deviation(token, expert) = d_score_TK.deviation(token, slot);
+      for (Matrix Estimate::*part : math.parts()) {
+        (d_scores_TE.*part)(token, expert) = (d_score_TK.*part)(token, slot);
       }
     }
   }
