@@ -150,7 +150,8 @@ Result RunOnce(const CaseSpec& spec, const Layout& layout, Dtype dtype, const Te
     const JudgeOptions judging{.golden = golden,
                                .contract = &contract,
                                .calls = run.calls,
-                               .idle_experts = spec.numerics.idle_experts};
+                               .idle_experts = spec.numerics.idle_experts,
+                               .worst_case = options.worst_case};
     result.judgement =
         options.judge ? options.judge(run.dump, inputs, judging) : Judge(run.dump, inputs, judging);
     result.verdict = result.judgement.verdict;

@@ -22,6 +22,7 @@ struct RunOptions {
   std::string golden_folder;
   std::optional<std::string> dump_folder;  // keep the dump of every run below it
   std::chrono::milliseconds deadline{20'000};
+  bool worst_case = false;  // measure against the worst-case bound too
 };
 
 // The clean run of a case on a layout and one run per fault that it wants told there, in the order

@@ -24,23 +24,6 @@ void Gemm(const Matrix& a, bool a_transposed, const Matrix& b, bool b_transposed
   }
 }
 
-// Variance that the additions of a sum leave in it, per unit of  sum_i term_i^2 + sum^2 / 3.
-//
-// Adding n terms one by one rounds every partial sum: the variance is u^2 sum_k s_k^2. Terms of
-// random sign make s_k^2 grow like the sum of squares of its terms, so that sum_k s_k^2 is at most
-// n sum_i term_i^2; terms of one sign make s_k grow evenly up to s, which gives n s^2 / 3. Both
-// are counted. Real kernels add in blocks and do better.
-double AdditionVariance(const Rounding& unit, std::int64_t terms, Sum sum) {
-  const double reduced = sum == Sum::kReduced ? static_cast<double>(unit.reduce_terms) : 0.0;
-  return Square(unit.accumulate) * static_cast<double>(terms) + Square(unit.reduce) * reduced;
-}
-
-// How many roundings a term of a sum passes through at most, times what each is off by.
-double AdditionBound(const Rounding& unit, std::int64_t terms, Sum sum) {
-  const double reduced = sum == Sum::kReduced ? static_cast<double>(unit.reduce_terms) : 0.0;
-  return unit.accumulate * static_cast<double>(terms) + unit.reduce * reduced;
-}
-
 // Worst-case bound of an operand, or zeros.
 Matrix WorstOf(const Operand& operand) {
   if (operand.worst_case == nullptr) {
@@ -63,6 +46,38 @@ auto Spread(const Matrix& column_N1, Eigen::Index cols) {
 }
 
 }  // namespace
+
+double Arithmetic::RanksOf(Sum sum) const {
+  const std::int64_t ranks = sum == Sum::kHidden    ? unit_.hidden_ranks
+                             : sum == Sum::kExperts ? unit_.expert_ranks
+                             : sum == Sum::kTokens  ? unit_.token_ranks
+                                                    : 1;
+  return static_cast<double>(ranks);
+}
+
+// Adding n terms one by one rounds every partial sum: the variance is u^2 sum_k s_k^2. Terms of
+// random sign make s_k^2 grow like the sum of squares of its terms, so that sum_k s_k^2 is at most
+// n sum_i term_i^2; terms of one sign make s_k grow evenly up to s, which gives n s^2 / 3. Both
+// are counted. Real kernels add in blocks and do better.
+//
+// The shares of p ranks are stored, then added one by one, since a ring has no blocks: with random
+// signs sum_k k / p and with one sign sum_k (k / p)^2 over the p partial sums, and the p shares.
+Arithmetic::AdditionVariance Arithmetic::VarianceOfAdding(std::int64_t terms, Sum sum,
+                                                          double share) const {
+  const double local = Square(unit_.accumulate) * static_cast<double>(terms);
+  AdditionVariance variance{.of_squares = local, .of_square = local / 3.0};
+  if (const double p = RanksOf(sum); p > 1.0) {
+    variance.of_squares += Square(share) * ((p + 1.0) / 2.0 + 1.0);
+    variance.of_square += Square(share) * ((p + 1.0) * (2.0 * p + 1.0) / (6.0 * p) + 1.0 / p);
+  }
+  return variance;
+}
+
+// How many roundings a term of a sum passes through at most, times what each is off by.
+double Arithmetic::AdditionBound(std::int64_t terms, Sum sum, double share) const {
+  const double ranks = RanksOf(sum);
+  return unit_.accumulate * static_cast<double>(terms) + (ranks > 1.0 ? share * ranks : 0.0);
+}
 
 std::span<Matrix Estimate::*const> Arithmetic::parts() const {
   static constexpr std::array<Matrix Estimate::*, 3> kParts = {
@@ -91,13 +106,13 @@ Estimate Arithmetic::Product(const Operand& a, const Operand& b, Sum sum, double
   Gemm(a.value, a.transposed, b.value, b.transposed, z.value);
   if (estimating_) {
     // sum_i a_i^2 (var b_i + additions * b_i^2) + var a_i b_i^2: two products of squares.
-    const double additions = AdditionVariance(unit_, terms, sum);
+    const AdditionVariance additions = VarianceOfAdding(terms, sum, unit_.reduce);
     const Matrix b_squared = b.value.cwiseAbs2();
-    Matrix b_variance = additions * b_squared;
+    Matrix b_variance = additions.of_squares * b_squared;
     if (b.deviation != nullptr) {
       b_variance += b.deviation->cwiseAbs2();
     }
-    Matrix variance = (additions / 3.0 + Square(unit)) * z.value.cwiseAbs2();
+    Matrix variance = (additions.of_square + Square(unit)) * z.value.cwiseAbs2();
     Gemm(a.value.cwiseAbs2(), a.transposed, b_variance, b.transposed, variance);
     if (a.deviation != nullptr) {
       Gemm(a.deviation->cwiseAbs2(), a.transposed, b_squared, b.transposed, variance);
@@ -107,7 +122,7 @@ Estimate Arithmetic::Product(const Operand& a, const Operand& b, Sum sum, double
   if (bounding_) {
     // sum_i |a_i| (bound of b_i + additions * |b_i|) + bound of a_i * |b_i|.
     const Matrix b_size = b.value.cwiseAbs();
-    Matrix b_bound = AdditionBound(unit_, terms, sum) * b_size;
+    Matrix b_bound = AdditionBound(terms, sum, unit_.reduce) * b_size;
     if (b.worst_case != nullptr) {
       b_bound += *b.worst_case;
     }
@@ -120,21 +135,57 @@ Estimate Arithmetic::Product(const Operand& a, const Operand& b, Sum sum, double
   return z;
 }
 
+Estimate Arithmetic::Gradient(const Operand& a, const Operand& b) const {
+  Estimate z = Product(a, b, Sum::kTokens);
+  if (!estimating_) {
+    return z;
+  }
+  // With errors da, db and own roundings r:  <z, error> = <z b^T, da> + <a^T z, db> + <z, r>.
+  const std::int64_t terms = a.transposed ? a.value.rows() : a.value.cols();
+  const AdditionVariance additions = VarianceOfAdding(terms, Sum::kTokens, unit_.reduce);
+  const Matrix z_squared = z.value.cwiseAbs2();
+  Matrix own = (additions.of_square + Square(unit_.store)) * z_squared;
+  const Matrix scaled = additions.of_squares * b.value.cwiseAbs2();
+  Gemm(a.value.cwiseAbs2(), a.transposed, scaled, b.transposed, own);
+  z.projection_variance = own.cwiseProduct(z_squared).sum();
+  if (a.deviation != nullptr) {
+    // In the orientation that a is stored in.
+    Matrix factor = Matrix::Zero(a.value.rows(), a.value.cols());
+    if (a.transposed) {
+      Gemm(b.value, b.transposed, z.value, true, factor);
+    } else {
+      Gemm(z.value, false, b.value, !b.transposed, factor);
+    }
+    z.projection_variance += factor.cwiseProduct(*a.deviation).squaredNorm();
+  }
+  if (b.deviation != nullptr) {
+    Matrix factor = Matrix::Zero(b.value.rows(), b.value.cols());
+    if (b.transposed) {
+      Gemm(z.value, true, a.value, a.transposed, factor);
+    } else {
+      Gemm(a.value, !a.transposed, z.value, false, factor);
+    }
+    z.projection_variance += factor.cwiseProduct(*b.deviation).squaredNorm();
+  }
+  return z;
+}
+
 Estimate Arithmetic::RowDots(const Operand& a, const Operand& b, double unit) const {
   Estimate z;
   z.value = a.value.cwiseProduct(b.value).rowwise().sum();
   if (estimating_) {
-    const double additions = AdditionVariance(unit_, a.value.cols(), Sum::kReduced);
+    const AdditionVariance additions = VarianceOfAdding(a.value.cols(), Sum::kHidden, unit);
     const Matrix a_squared = a.value.cwiseAbs2();
     const Matrix b_squared = b.value.cwiseAbs2();
-    const Matrix variance_ND = a_squared.cwiseProduct(VarianceOf(b) + additions * b_squared) +
-                               VarianceOf(a).cwiseProduct(b_squared);
+    const Matrix variance_ND =
+        a_squared.cwiseProduct(VarianceOf(b) + additions.of_squares * b_squared) +
+        VarianceOf(a).cwiseProduct(b_squared);
     const Matrix variance_N1 = variance_ND.rowwise().sum();
     z.deviation =
-        (variance_N1 + (additions / 3.0 + Square(unit)) * z.value.cwiseAbs2()).cwiseSqrt();
+        (variance_N1 + (additions.of_square + Square(unit)) * z.value.cwiseAbs2()).cwiseSqrt();
   }
   if (bounding_) {
-    const double additions = AdditionBound(unit_, a.value.cols(), Sum::kReduced);
+    const double additions = AdditionBound(a.value.cols(), Sum::kHidden, unit);
     const Matrix a_size = a.value.cwiseAbs();
     const Matrix b_size = b.value.cwiseAbs();
     const Matrix bound_ND =
@@ -199,7 +250,7 @@ void Arithmetic::AddToRows(const Estimate& part, std::span<const std::int64_t> r
                            Estimate& total) const {
   // An addition here may be one between ranks (combine of experts that live apart), whose pieces
   // are as large as the part.
-  const double reduced = Square(unit_.reduce) * static_cast<double>(unit_.reduce_terms);
+  const double reduced = VarianceOfAdding(/*terms=*/0, Sum::kExperts, unit_.reduce).of_squares;
   for (std::size_t n = 0; n < rows.size(); ++n) {
     const auto from = static_cast<Eigen::Index>(n);
     auto value = total.value.row(rows[n]);
@@ -213,7 +264,7 @@ void Arithmetic::AddToRows(const Estimate& part, std::span<const std::int64_t> r
     }
     if (bounding_) {
       // In another order any part may come first and pass through all additions.
-      const double additions = unit_.reduce * static_cast<double>(unit_.reduce_terms) +
+      const double additions = AdditionBound(/*terms=*/0, Sum::kExperts, unit_.reduce) +
                                unit_.store * static_cast<double>(row_parts_);
       total.worst_case.row(rows[n]) +=
           part.worst_case.row(from) + additions * part.value.row(from).cwiseAbs();

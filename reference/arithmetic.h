@@ -14,8 +14,8 @@
 //
 // `worst_case`: magnitudes add, nothing cancels, and a sum of n terms passes every term through n
 // additions, which holds for every order of summation (gamma_n of Higham, "Accuracy and Stability
-// of Numerical Algorithms", 2002, sec. 3.1, to first order). A sum over p ranks adds p more in the
-// dtype of the communication: one to store a rank's share and p - 1 to add it up.
+// of Numerical Algorithms", 2002, sec. 3.1, to first order). A sum over p > 1 ranks adds p more in
+// the dtype of the communication: one to store a rank's share and p - 1 to add it up.
 #pragma once
 
 #include <cstdint>
@@ -49,8 +49,8 @@ inline Operand Transposed(const Operand& operand) {
   return {operand, !operand.transposed};
 }
 
-// Whether a correct implementation may add a sum's terms in pieces on several ranks.
-enum class Sum { kLocal, kReduced };
+// What a sum goes over, where a correct implementation may share it out among ranks (Rounding).
+enum class Sum { kLocal, kHidden, kExperts, kTokens };
 
 class Arithmetic {
  public:
@@ -77,7 +77,13 @@ class Arithmetic {
   Estimate Product(const Operand& a, const Operand& b, Sum sum) const;
   Estimate Product(const Operand& a, const Operand& b, Sum sum, double unit) const;
 
-  // The dot product of row n of a with row n of b, for every n: [N, 1] from [N, D].
+  // a b, the gradient of a parameter as a sum over tokens, with the projection variance of its
+  // error: errors of a and b are independent of one another, but each of them goes into a whole row
+  // or column of the result, so that those of the result are not.
+  Estimate Gradient(const Operand& a, const Operand& b) const;
+
+  // The dot product of row n of a with row n of b, for every n: [N, 1] from [N, D]. One of them is
+  // a sum over hidden units, and ranks' shares of the result are written as it is.
   Estimate RowDots(const Operand& a, const Operand& b, double unit) const;
 
   // a and b element by element; row n of a times b[n].
@@ -101,6 +107,17 @@ class Arithmetic {
                              double unit) const;
 
  private:
+  // Variance that the additions of a sum leave in it, per unit of sum_i term_i^2 and of the sum's
+  // own square; a rank's share of it is off by `share`.
+  struct AdditionVariance {
+    double of_squares = 0.0;
+    double of_square = 0.0;
+  };
+  AdditionVariance VarianceOfAdding(std::int64_t terms, Sum sum, double share) const;
+  // Worst case per unit of sum_i |term_i|.
+  double AdditionBound(std::int64_t terms, Sum sum, double share) const;
+  double RanksOf(Sum sum) const;
+
   bool estimating_;
   bool bounding_;
   std::int64_t row_parts_;

@@ -152,8 +152,8 @@ void RunSharedExperts(const Arithmetic& math, const Model& model, const Problem&
     const Estimate slope_T1 =
         math.Elementwise(a_T1, SigmoidSlopeOf, curvature, /*size=*/SigmoidSlopeOf, store);
     const Estimate d_z_T1 = math.Multiply(d_a_T1, slope_T1, store);
-    result.d_shared_gate_D = math.Product(Transposed(d_z_T1), x_TD, Sum::kReduced);
-    math.AddToRows(math.Product(d_z_T1, shared_gate_1D, Sum::kReduced), tokens, result.d_x_TD);
+    result.d_shared_gate_D = math.Gradient(Transposed(d_z_T1), x_TD);
+    math.AddToRows(math.Product(d_z_T1, shared_gate_1D, Sum::kHidden), tokens, result.d_x_TD);
   } else {
     math.AddToRows(forward.o_ND, tokens, result.y_TD);
     backward = RunSwiGluBackward(math, x_TD, problem.shared, forward, problem.d_y_TD);
@@ -170,12 +170,12 @@ void RunGateBackward(const Arithmetic& math, const Model& model, const Problem& 
   std::vector<std::int64_t> tokens(static_cast<std::size_t>(problem.x_TD.rows()));
   std::iota(tokens.begin(), tokens.end(), 0);
 
-  result.d_gate_ED = math.Product(Transposed(d_logits_TE), problem.x_TD, Sum::kReduced);
+  result.d_gate_ED = math.Gradient(Transposed(d_logits_TE), problem.x_TD);
   if (model.gate_bias) {
     const Matrix ones_1T = Matrix::Ones(1, problem.x_TD.rows());
-    result.d_gate_bias_E = math.Product(ones_1T, d_logits_TE, Sum::kReduced);
+    result.d_gate_bias_E = math.Gradient(ones_1T, d_logits_TE);
   }
-  math.AddToRows(math.Product(d_logits_TE, problem.gate_ED, Sum::kReduced), tokens, result.d_x_TD);
+  math.AddToRows(math.Product(d_logits_TE, problem.gate_ED, Sum::kExperts), tokens, result.d_x_TD);
 }
 
 }  // namespace
@@ -192,7 +192,7 @@ StepResult RunStep(const Model& model, const Problem& problem, const StepOptions
       Logits(math, model, problem.x_TD, problem.gate_ED, problem.gate_bias_E);
   const Estimate scores_TE = Scores(math, model, logits_TE);
   result.routing =
-      ChooseRouting(model, Select(model, logits_TE.value, scores_TE.value, problem.expert_bias_E),
+      ChooseRouting(model, Select(math, model, logits_TE, scores_TE, problem.expert_bias_E),
                     options.forced_routing);
   const CombineWeights weights = WeighSlots(math, model, scores_TE, result.routing);
 

@@ -42,8 +42,11 @@ struct Rounding {
   double accumulate = 0.0;  // one addition inside a dot product
   double logits = 0.0;      // the logits as they enter the score function
   double scores = 0.0;      // score function, normalisation, and their backward
-  double reduce = 0.0;      // one addition of a sum over ranks (as many as `reduce_terms`)
-  std::int64_t reduce_terms = 1;
+  double reduce = 0.0;      // one addition of a sum over ranks, or a rank's share of it, stored
+  // Among how many ranks a sum may be shared out; 1 where none is.
+  std::int64_t hidden_ranks = 1;  // over an expert's hidden units F
+  std::int64_t expert_ranks = 1;  // over the experts of a token
+  std::int64_t token_ranks = 1;   // over tokens
 };
 
 // A result and bounds on the rounding error that a correct implementation makes in each element
@@ -52,6 +55,8 @@ struct Estimate {
   Matrix value;
   Matrix deviation;   // probabilistic: exceeded lambda times with probability 2 exp(-lambda^2 / 2)
   Matrix worst_case;  // never exceeded, to first order, in any order of summation
+  // Of sum_i value_i error_i, in squares of `deviation`; made for gradients of parameters alone.
+  double projection_variance = 0.0;
 };
 
 struct ExpertGradients {
@@ -72,13 +77,20 @@ struct Routing {
   // The same distance in logits where no expert_bias_E and no groups take part; else a lower bound
   // of it, margin_T * 4 for sigmoid and margin_T * 2 for softmax, from their steepest slopes.
   Vector logit_margin_T;
+  // With a worst-case bound: the selection scores, how far rounding may move each of them, and how
+  // far it may move margin_T, so that a choice is beyond doubt where margin_T is larger. Else
+  // empty.
+  Matrix selection_TE;
+  Matrix selection_bound_TE;
+  Vector margin_bound_T;
 };
 
 // Selection for the rows of x_TD (any number of rows): logits, scores, bias, groups, top-k. Ties go
 // to the lower expert index. topk_expert_TK is in descending order of selection score. Reads only
-// gate_ED, gate_bias_E and expert_bias_E of the model's parameters.
+// gate_ED, gate_bias_E and expert_bias_E of the model's parameters. With a rounding, bounds too.
 Routing Route(const Model& model, const Matrix& x_TD, const Matrix& gate_ED,
-              const Vector& gate_bias_E, const Vector& expert_bias_E);
+              const Vector& gate_bias_E, const Vector& expert_bias_E,
+              const std::optional<Rounding>& rounding = std::nullopt);
 
 struct StepResult {
   Routing routing;

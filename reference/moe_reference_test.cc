@@ -359,6 +359,45 @@ TEST(Route, AGroupOfOneExpertCountsItOnce) {
   EXPECT_NEAR(routing.margin_T[0], 1.0 / (1.0 + std::exp(-1.0)) - 0.5, 1e-15);
 }
 
+TEST(Route, BoundsWhatRoundingMayTakeOfTheMargin) {
+  // Logits 1 and 1 - 2^-6 from one product each, of which float32 with bfloat16 logits moves each
+  // by 2^-8: sigmoid has slope s (1 - s) there.
+  Model model = SmallModel();
+  model.tokens = 1;
+  model.d_model = 1;
+  model.experts = 2;
+  model.top_k = 1;
+  model.score_function = ScoreFunction::kSigmoid;
+  Matrix gate_ED(2, 1);
+  gate_ED << 1.0, 1.0 - 0x1p-6;
+  const Routing routing =
+      Route(model, Matrix::Ones(1, 1), gate_ED, {}, {}, Rounding{.logits = 0x1p-8});
+  const double slope = SigmoidSlopeOf(Sigmoid(1.0));
+  EXPECT_NEAR(routing.margin_T[0], 0x1p-6 * slope, 1e-4);
+  EXPECT_NEAR(routing.margin_bound_T[0], 2.0 * 0x1p-8 * slope, 1e-4);
+  EXPECT_LT(routing.margin_bound_T[0], routing.margin_T[0]);
+  // Four times as coarse, the choice is open.
+  const Routing open =
+      Route(model, Matrix::Ones(1, 1), gate_ED, {}, {}, Rounding{.logits = 0x1p-6});
+  EXPECT_GT(open.margin_bound_T[0], open.margin_T[0]);
+}
+
+TEST(Route, BoundsTheMarginBetweenGroupsToo) {
+  Model model = SmallModel();
+  model.tokens = 1;
+  model.d_model = 1;
+  model.experts = 4;
+  model.top_k = 1;
+  model.expert_groups = 2;
+  model.limited_groups = 1;
+  model.score_function = ScoreFunction::kSigmoid;
+  Matrix gate_ED(4, 1);
+  gate_ED << 1.0, 1.0, 2.0, 0x1p-6;  // means of the best two: nearly a tie between the groups
+  const Routing routing =
+      Route(model, Matrix::Ones(1, 1), gate_ED, {}, {}, Rounding{.logits = 0x1p-4});
+  EXPECT_GT(routing.margin_bound_T[0], routing.margin_T[0]);
+}
+
 TEST(Route, DoesNotOverflow) {
   for (const ScoreFunction function : {ScoreFunction::kSoftmax, ScoreFunction::kSigmoid}) {
     const Routing routing = RouteLogits({.top_k = 1, .score_function = function}, {-1e6, 1e6, 0.0});
@@ -381,7 +420,9 @@ Rounding AllUnits(double unit) {
           .logits = unit,
           .scores = unit,
           .reduce = unit,
-          .reduce_terms = 4};
+          .hidden_ranks = 2,
+          .expert_ranks = 3,
+          .token_ranks = 4};
 }
 
 // Every estimate of an outcome but those of experts without a token.
@@ -582,10 +623,49 @@ TEST(WorstCase, IsReachedWhereEveryAdditionLosesItsTerm) {
 TEST(WorstCase, CountsEveryRankOfASumInTheDtypeOfTheCommunication) {
   const Matrix a = Matrix::Constant(1, 4, -0.5);
   const Matrix b = Matrix::Constant(4, 1, 1.0);
-  const Rounding rounding{.store = 0.25, .accumulate = 0.0, .reduce = 0.125, .reduce_terms = 8};
+  const Rounding rounding{.store = 0.25, .accumulate = 0.0, .reduce = 0.125, .token_ranks = 8};
   const Arithmetic math(rounding, /*worst_case=*/true);
   EXPECT_EQ(math.Product(a, b, Sum::kLocal).worst_case(0, 0), 0.25 * 2.0);
-  EXPECT_EQ(math.Product(a, b, Sum::kReduced).worst_case(0, 0), (0.25 + 8 * 0.125) * 2.0);
+  EXPECT_EQ(math.Product(a, b, Sum::kTokens).worst_case(0, 0), (0.25 + 8 * 0.125) * 2.0);
+}
+
+// The projected change of a b for one error at a time, in squares, in every orientation.
+TEST(Gradient, AddsUpWhatEachErrorOfItsFactorsDoesAlongTheResult) {
+  const Arithmetic math(Rounding{});  // no roundings of its own
+  for (const bool a_transposed : {false, true}) {
+    for (const bool b_transposed : {false, true}) {
+      Estimate a{Noise(a_transposed ? 3 : 2, a_transposed ? 2 : 3, 12.9898, 1.0)};
+      Estimate b{Noise(b_transposed ? 4 : 3, b_transposed ? 3 : 4, 78.233, 1.0)};
+      a.deviation = a.value.cwiseAbs() * 0.5;
+      b.deviation = b.value.cwiseAbs2();
+      const auto product = [&] {
+        return math.Product({a, a_transposed}, {b, b_transposed}, Sum::kTokens).value.eval();
+      };
+      const Matrix z = product();
+      double want = 0.0;
+      for (Estimate* factor : {&a, &b}) {
+        for (Eigen::Index i = 0; i < factor->value.size(); ++i) {
+          const double value = factor->value.data()[i];
+          factor->value.data()[i] += factor->deviation.data()[i];
+          want += std::pow((product() - z).cwiseProduct(z).sum(), 2.0);
+          factor->value.data()[i] = value;
+        }
+      }
+      const Estimate got = math.Gradient({a, a_transposed}, {b, b_transposed});
+      EXPECT_EQ(got.value, z);
+      EXPECT_NEAR(got.projection_variance, want, 1e-12 * want);
+    }
+  }
+}
+
+TEST(Gradient, CountsItsOwnRoundingsElementByElement) {
+  const Matrix a = Noise(2, 3, 12.9898, 1.0);
+  const Matrix b = Noise(3, 4, 78.233, 1.0);
+  const Arithmetic math(
+      Rounding{.store = 0.25, .accumulate = 0.125, .reduce = 0.5, .token_ranks = 3});
+  const Estimate z = math.Gradient(a, b);
+  const double want = z.deviation.cwiseProduct(z.value).squaredNorm();
+  EXPECT_NEAR(z.projection_variance, want, 1e-14 * want);
 }
 
 }  // namespace

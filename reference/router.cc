@@ -77,15 +77,41 @@ Vector GroupScores(const Model& model, const Vector& selection_E) {
 struct Choice {
   std::vector<std::int64_t> experts;
   double margin = kInfinity;
+  double margin_bound = 0.0;
 };
 
+// Smallest value of `chosen` at its lower bound minus the largest of the rest at its upper one:
+// above 0, no rounding changes the choice.
+double ClearanceOf(const Vector& values, const Vector& bounds,
+                   const std::vector<std::int64_t>& chosen) {
+  Vector upper = values + bounds;
+  double smallest = kInfinity;
+  for (const std::int64_t i : chosen) {
+    smallest = std::min(smallest, values[i] - bounds[i]);
+    upper[i] = -kInfinity;
+  }
+  return smallest - upper.maxCoeff();
+}
+
+// A group's score moves by no more than its members' do.
+Vector GroupBounds(const Model& model, const Vector& bound_E) {
+  const std::int64_t size = model.experts / model.expert_groups;
+  Vector bounds(model.expert_groups);
+  for (std::int64_t group = 0; group < model.expert_groups; ++group) {
+    bounds[group] = bound_E.segment(group * size, size).maxCoeff();
+  }
+  return bounds;
+}
+
 // One token: groups first, then the K best experts of the groups that are left.
-Choice Choose(const Model& model, Vector selection_E) {
+Choice Choose(const Model& model, Vector selection_E, const Vector& bound_E) {
   Choice choice;
+  double clearance = kInfinity;
   if (IsGroupLimited(model)) {
     const Vector groups = GroupScores(model, selection_E);
     const std::vector<std::int64_t> kept = LargestOf(groups, model.limited_groups);
     choice.margin = MarginOf(groups, kept);
+    clearance = ClearanceOf(groups, GroupBounds(model, bound_E), kept);
     const std::int64_t size = model.experts / model.expert_groups;
     for (std::int64_t group = 0; group < model.expert_groups; ++group) {
       if (std::find(kept.begin(), kept.end(), group) == kept.end()) {
@@ -95,6 +121,9 @@ Choice Choose(const Model& model, Vector selection_E) {
   }
   choice.experts = LargestOf(selection_E, model.top_k);
   choice.margin = std::min(choice.margin, MarginOf(selection_E, choice.experts));
+  clearance = std::min(clearance, ClearanceOf(selection_E, bound_E, choice.experts));
+  // Where every expert is chosen both are infinite, and there is nothing to move.
+  choice.margin_bound = std::isinf(clearance) ? 0.0 : choice.margin - clearance;
   return choice;
 }
 
@@ -238,19 +267,30 @@ Estimate Scores(const Arithmetic& math, const Model& model, const Estimate& logi
                           kScoreOperations * math.unit().scores);
 }
 
-Routing Select(const Model& model, const Matrix& logits_TE, const Matrix& scores_TE,
-               const Vector& expert_bias_E) {
+Routing Select(const Arithmetic& math, const Model& model, const Estimate& logits_TE,
+               const Estimate& scores_TE, const Vector& expert_bias_E) {
   const bool by_score_alone = !model.expert_bias && !IsGroupLimited(model);
+  const Eigen::Index tokens = scores_TE.value.rows();
   Routing routing;
-  routing.topk_expert_TK.resize(scores_TE.rows(), model.top_k);
-  routing.margin_T.resize(scores_TE.rows());
-  routing.logit_margin_T.resize(scores_TE.rows());
-  for (Eigen::Index token = 0; token < scores_TE.rows(); ++token) {
-    Vector selection_E = scores_TE.row(token).transpose();
+  routing.topk_expert_TK.resize(tokens, model.top_k);
+  routing.margin_T.resize(tokens);
+  routing.logit_margin_T.resize(tokens);
+  Matrix selection_TE = scores_TE.value;
+  if (model.expert_bias) {
+    selection_TE.rowwise() += expert_bias_E.transpose();
+  }
+  Matrix bound_TE = Matrix::Zero(tokens, model.experts);
+  if (math.bounding()) {
+    bound_TE = scores_TE.worst_case;
     if (model.expert_bias) {
-      selection_E += expert_bias_E;
+      bound_TE += math.unit().scores * selection_TE.cwiseAbs();
     }
-    const Choice choice = Choose(model, std::move(selection_E));
+  }
+  Vector margin_bound_T(tokens);
+  for (Eigen::Index token = 0; token < tokens; ++token) {
+    const Choice choice =
+        Choose(model, selection_TE.row(token).transpose(), bound_TE.row(token).transpose());
+    margin_bound_T[token] = choice.margin_bound;
     for (std::int64_t slot = 0; slot < model.top_k; ++slot) {
       routing.topk_expert_TK(token, slot) = choice.experts[static_cast<std::size_t>(slot)];
     }
@@ -258,8 +298,14 @@ Routing Select(const Model& model, const Matrix& logits_TE, const Matrix& scores
     // Both score functions grow with the logit, so the choice by score is one by logit. Scores
     // that round to one another may be chosen against the order of their logits: no margin then.
     routing.logit_margin_T[token] =
-        by_score_alone ? std::max(0.0, MarginOf(logits_TE.row(token).transpose(), choice.experts))
-                       : choice.margin * LogitsPerScore(model.score_function);
+        by_score_alone
+            ? std::max(0.0, MarginOf(logits_TE.value.row(token).transpose(), choice.experts))
+            : choice.margin * LogitsPerScore(model.score_function);
+  }
+  if (math.bounding()) {
+    routing.selection_TE = std::move(selection_TE);
+    routing.selection_bound_TE = std::move(bound_TE);
+    routing.margin_bound_T = std::move(margin_bound_T);
   }
   return routing;
 }
@@ -312,11 +358,12 @@ Estimate RouterBackward(const Arithmetic& math, const Model& model, const Routin
 }
 
 Routing Route(const Model& model, const Matrix& x_TD, const Matrix& gate_ED,
-              const Vector& gate_bias_E, const Vector& expert_bias_E) {
-  const Arithmetic math(std::nullopt);
+              const Vector& gate_bias_E, const Vector& expert_bias_E,
+              const std::optional<Rounding>& rounding) {
+  const Arithmetic math(rounding, /*worst_case=*/true);
   const Estimate logits_TE = Logits(math, model, x_TD, gate_ED, gate_bias_E);
   const Estimate scores_TE = Scores(math, model, logits_TE);
-  return Select(model, logits_TE.value, scores_TE.value, expert_bias_E);
+  return Select(math, model, logits_TE, scores_TE, expert_bias_E);
 }
 
 }  // namespace moe::reference

@@ -14,9 +14,9 @@ Estimate Logits(const Arithmetic& math, const Model& model, const Matrix& x_TD,
 // softmax over the experts, or sigmoid of each: [T, E].
 Estimate Scores(const Arithmetic& math, const Model& model, const Estimate& logits_TE);
 
-// Expert choice and its margins. Has no gradient.
-Routing Select(const Model& model, const Matrix& logits_TE, const Matrix& scores_TE,
-               const Vector& expert_bias_E);
+// Expert choice and its margins, with bounds where the scores have a worst case. Has no gradient.
+Routing Select(const Arithmetic& math, const Model& model, const Estimate& logits_TE,
+               const Estimate& scores_TE, const Vector& expert_bias_E);
 
 // The scores of the chosen experts and what they become: p = route_scale * s / sum_k s.
 struct CombineWeights {

@@ -36,7 +36,7 @@ SwiGluForward RunSwiGlu(const Arithmetic& math, const Operand& r_ND, const SwiGl
   f.up_NF = math.Product(r_ND, Transposed(weights.w3_FD), Sum::kLocal);
   f.silu_NF = math.Elementwise(f.gate_NF, Silu, SiluSlope, /*size=*/Silu, store);
   f.hidden_NF = math.Multiply(f.silu_NF, f.up_NF, store);
-  f.o_ND = math.Product(f.hidden_NF, Transposed(weights.w2_DF), Sum::kReduced);
+  f.o_ND = math.Product(f.hidden_NF, Transposed(weights.w2_DF), Sum::kHidden);
   return f;
 }
 
@@ -52,11 +52,11 @@ SwiGluBackward RunSwiGluBackward(const Arithmetic& math, const Operand& r_ND,
   const Estimate d_gate_NF = math.Multiply(d_silu_NF, slope_NF, store);
 
   SwiGluBackward b;
-  b.d_w1_FD = math.Product(Transposed(d_gate_NF), r_ND, Sum::kReduced);
-  b.d_w3_FD = math.Product(Transposed(d_up_NF), r_ND, Sum::kReduced);
-  b.d_w2_DF = math.Product(Transposed(d_o_ND), forward.hidden_NF, Sum::kReduced);
-  b.d_r_ND = math.Add(math.Product(d_gate_NF, weights.w1_FD, Sum::kReduced),
-                      math.Product(d_up_NF, weights.w3_FD, Sum::kReduced), store);
+  b.d_w1_FD = math.Gradient(Transposed(d_gate_NF), r_ND);
+  b.d_w3_FD = math.Gradient(Transposed(d_up_NF), r_ND);
+  b.d_w2_DF = math.Gradient(Transposed(d_o_ND), forward.hidden_NF);
+  b.d_r_ND = math.Add(math.Product(d_gate_NF, weights.w1_FD, Sum::kHidden),
+                      math.Product(d_up_NF, weights.w3_FD, Sum::kHidden), store);
   return b;
 }
 

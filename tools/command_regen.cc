@@ -94,7 +94,7 @@ void AddBoundAndNoise(std::map<std::string, GoldenTolerance>& tolerances, const 
 void AddNoiseOfOtherSeed(std::map<std::string, GoldenTolerance>& tolerances,
                          const Judgement& clean) {
   for (auto& [tensor, entry] : tolerances) {
-    entry.noise_floor = std::max(entry.noise_floor, clean.measured.at(tensor).ratio * entry.bound);
+    entry.noise_floor = std::max(entry.noise_floor, clean.measured.at(tensor).useful_ratio * entry.bound);
   }
 }
 

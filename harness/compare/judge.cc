@@ -15,6 +15,7 @@
 #include "harness/compare/observed.h"
 #include "harness/compare/problem.h"
 #include "harness/compare/routing.h"
+#include "harness/compare/scale.h"
 #include "harness/compare/tolerance.h"
 
 namespace moe {
@@ -36,6 +37,7 @@ class TensorJudge {
   TensorJudge(const Dump& dump, const std::string& name, const JudgeOptions& options)
       : options_(options),
         observed_(dump, name),
+        scale_(RoundingOf(dump.manifest)),
         dtype_(dump.manifest.dtype),
         golden_counts_(!CoarsensAnything(dump.manifest)) {
     finding_.tensor = name;
@@ -48,8 +50,10 @@ class TensorJudge {
   }
 
   // Judges unit `global_unit` of every holder that has it. The rows and columns of `want` are the
-  // last two dimensions of the unit (or its only one).
-  void JudgeUnit(std::int64_t global_unit, const Matrix& value, const Matrix& deviation);
+  // last two dimensions of the unit (or its only one); `worst_case` may be empty.
+  void JudgeUnit(std::int64_t global_unit, const Matrix& value, const Matrix& deviation,
+                 const Matrix& worst_case);
+  void BoundScale(const Estimate& whole) { scale_.AddBound(whole); }
   // The finding; of a tensor that fails with its cause, which `ledger` helps to find.
   Finding Finish(const Manifest& manifest, Ledger& ledger);
   const Judgement::Measured& measured() const { return measured_; }
@@ -72,10 +76,13 @@ class TensorJudge {
   void CompareReplicas(const Unit& unit, std::int64_t global_unit);
   std::string UnitName(std::int64_t global_unit) const;
   void Fail(const ObservedTensor::Holder& holder);
+  void Measure(double error, double want_norm, double deviation_norm, double worst_case_norm);
+  void JudgeScale();
 
   const JudgeOptions& options_;
   ObservedTensor observed_;
   Measurement measurement_;
+  ScaleFit scale_;
   Dtype dtype_;
   bool golden_counts_;
   std::optional<double> tolerance_;
@@ -106,7 +113,8 @@ std::optional<double> TensorJudge::GoldenTolerance() const {
 double TensorJudge::AllowedError(double want_norm, double deviation_norm) const {
   const double own = kSafety * deviation_norm;
   const bool useful = own < kLargestUsefulTolerance * want_norm;
-  return tolerance_ && useful ? *tolerance_ * want_norm : own;
+  // The golden tolerance is that of the least accurate slice; another must do better.
+  return tolerance_ && useful ? std::min(own, *tolerance_ * want_norm) : own;
 }
 
 std::string TensorJudge::UnitName(std::int64_t global_unit) const {
@@ -178,8 +186,32 @@ void TensorJudge::CompareReplicas(const Unit& unit, std::int64_t global_unit) {
   }
 }
 
-void TensorJudge::JudgeUnit(std::int64_t global_unit, const Matrix& value,
-                            const Matrix& deviation) {
+void TensorJudge::Measure(double error, double want_norm, double deviation_norm,
+                          double worst_case_norm) {
+  const auto over = [error](double bound) {
+    return error == 0.0 ? 0.0 : bound > 0.0 ? error / bound : INFINITY;
+  };
+  measured_.ratio = std::max(measured_.ratio, over(deviation_norm));
+  if (options_.worst_case) {
+    measured_.worst_case_ratio = std::max(measured_.worst_case_ratio, over(worst_case_norm));
+  }
+  if (want_norm > 0.0) {
+    measured_.detectable_scale =
+        std::min(measured_.detectable_scale,
+                 DetectableScale(AllowedError(want_norm, deviation_norm) / want_norm,
+                                 deviation_norm / want_norm));
+  }
+  if (kSafety * deviation_norm < kLargestUsefulTolerance * want_norm) {
+    measured_.bound = std::max(measured_.bound, deviation_norm / want_norm);
+    measured_.worst_case = std::max(measured_.worst_case, worst_case_norm / want_norm);
+    measured_.error =
+        std::isfinite(error) ? std::max(measured_.error, error / want_norm) : INFINITY;
+    measured_.useful_ratio = std::max(measured_.useful_ratio, over(deviation_norm));
+  }
+}
+
+void TensorJudge::JudgeUnit(std::int64_t global_unit, const Matrix& value, const Matrix& deviation,
+                            const Matrix& worst_case) {
   Unit unit;
   bool finite = true;
   for (std::size_t h = 0; h < observed_.holders().size(); ++h) {
@@ -199,12 +231,14 @@ void TensorJudge::JudgeUnit(std::int64_t global_unit, const Matrix& value,
     const std::size_t rows = dims == 2 ? index[index.size() - 2].size() : 1;
     std::vector<double> want;
     std::vector<double> sd;
+    std::vector<double> worst;
     want.reserve(got.size());
     for (std::size_t row = 0; row < rows; ++row) {
       const Eigen::Index r = dims == 2 ? index[index.size() - 2][row] : 0;
       for (const std::int64_t column : columns) {
         want.push_back(value(r, column));
         sd.push_back(deviation(r, column));
+        worst.push_back(worst_case.size() > 0 ? worst_case(r, column) : 0.0);
       }
     }
     NoteCorruption(holder, global_unit, got);
@@ -213,14 +247,9 @@ void TensorJudge::JudgeUnit(std::int64_t global_unit, const Matrix& value,
     const double deviation_norm = Norm(sd);
     const double allowed = AllowedError(want_norm, deviation_norm);
     want_squares_ += want_norm * want_norm;
-    const bool useful = kSafety * deviation_norm < kLargestUsefulTolerance * want_norm;
     telling_units_ += kSafety * deviation_norm < kLargestTellingTolerance * want_norm ? 1 : 0;
-    if (useful) {
-      measured_.bound = std::max(measured_.bound, deviation_norm / want_norm);
-      measured_.error =
-          std::isfinite(error) ? std::max(measured_.error, error / want_norm) : INFINITY;
-      measured_.ratio = std::max(measured_.ratio, error / deviation_norm);
-    }
+    Measure(error, want_norm, deviation_norm, Norm(worst));
+    scale_.Add(got, want);
     const double relative = want_norm > 0.0 ? error / want_norm : (error > 0.0 ? INFINITY : 0.0);
     for (const std::int64_t rank : holder.ranks) {
       error_of_rank_[rank] = std::max(error_of_rank_[rank], relative);
@@ -248,7 +277,36 @@ void TensorJudge::JudgeUnit(std::int64_t global_unit, const Matrix& value,
   }
 }
 
+// Judges the tensor as a whole, once every unit of it was within its own tolerance.
+void TensorJudge::JudgeScale() {
+  const double error = scale_.error();
+  const double allowed = kScaleSafety * scale_.deviation();
+  measured_.scale_bound = kScaleBound * scale_.deviation();
+  measured_.scale_ratio = error == 0.0 ? 0.0 : std::abs(error) / measured_.scale_bound;
+  measured_.detectable_scale =
+      std::min(measured_.detectable_scale, DetectableScale(allowed, measured_.scale_bound));
+  if (finding_.verdict == Verdict::kFail || std::abs(error) <= allowed) {
+    return;
+  }
+  for (const ObservedTensor::Holder& holder : observed_.holders()) {
+    Fail(holder);
+  }
+  finding_.error = std::abs(error);
+  finding_.tolerance = allowed;
+  finding_.explanation.cause = Cause::kWrongScale;
+  finding_.explanation.factor = 1.0 + error;
+  finding_.text = fmt::format("wrong scale: {:.6g} times the reference", 1.0 + error);
+  finding_.evidence = {
+      fmt::format("what   {} is off by {:.2e} as a whole; allowed {:.1e}", finding_.tensor,
+                  std::abs(error), allowed),
+      "why    all slices together are off by that factor; each alone is within its tolerance"};
+}
+
 Finding TensorJudge::Finish(const Manifest& manifest, Ledger& ledger) {
+  JudgeScale();
+  if (finding_.explanation.cause == Cause::kWrongScale) {
+    return finding_;
+  }
   std::sort(finding_.ranks.begin(), finding_.ranks.end());
   if (finding_.verdict != Verdict::kFail) {
     return finding_;
@@ -330,7 +388,8 @@ void DumpJudge::Vacuous(const std::string& tensor, const std::string& text) {
 }
 
 void DumpJudge::CompareRouting() {
-  RoutingComparison comparison = moe::CompareRouting(dump_, problem_);
+  RoutingComparison comparison =
+      moe::CompareRouting(dump_, problem_, /*must_be_decided=*/options_.contract != nullptr);
   judgement_.slots = manifest_.model.tokens * manifest_.model.top_k;
   judgement_.smallest_margin = comparison.smallest_margin;
   judgement_.routing_compared = comparison.finding.has_value();
@@ -366,12 +425,21 @@ void DumpJudge::JudgeWhole(const std::string& name, const Estimate& want) {
   if (judge == nullptr) {
     return;
   }
-  if (!judge->observed().HasUnits()) {
-    judge->JudgeUnit(0, want.value, want.deviation);
+  const bool has_units = judge->observed().HasUnits();
+  if (!has_units || want.projection_variance > 0.0) {
+    judge->BoundScale(want);
+  }
+  if (!has_units) {
+    judge->JudgeUnit(0, want.value, want.deviation, want.worst_case);
     return;
   }
   for (Eigen::Index unit = 0; unit < want.value.rows(); ++unit) {
-    judge->JudgeUnit(unit, want.value.row(unit), want.deviation.row(unit));
+    const Estimate row{want.value.row(unit), want.deviation.row(unit),
+                       want.worst_case.size() > 0 ? Matrix(want.worst_case.row(unit)) : Matrix()};
+    judge->JudgeUnit(unit, row.value, row.deviation, row.worst_case);
+    if (want.projection_variance == 0.0) {
+      judge->BoundScale(row);
+    }
   }
 }
 
@@ -450,18 +518,16 @@ Judgement DumpJudge::Run() {
       judges_[result.name] = std::make_unique<TensorJudge>(dump_, result.name, options_);
     }
   }
-  reference::StepOptions step{
-      .rounding = RoundingOf(manifest_.dtype, manifest_.casts, manifest_.WorldSize()),
+  const reference::StepOptions step{
+      .rounding = RoundingOf(manifest_),
+      .worst_case = options_.worst_case,
       .forced_routing = observed_routing_ ? &*observed_routing_ : nullptr};
-  if (!manifest_.casts.contains("scores_TE") && !manifest_.casts.contains("logits_TE")) {
-    // A foreign step may keep its logits in the dtype it stores in.
-    step.rounding->logits = std::max(step.rounding->logits, step.rounding->store);
-  }
   const auto on_expert = [&](const reference::ExpertGradients& gradients) {
     const auto judge = [&](const std::string& name, const Estimate& want) {
       reference_squares_[name] += want.value.squaredNorm();
       if (TensorJudge* tensor = JudgeOf(name)) {
-        tensor->JudgeUnit(gradients.expert, want.value, want.deviation);
+        tensor->JudgeUnit(gradients.expert, want.value, want.deviation, want.worst_case);
+        tensor->BoundScale(want);
       }
     };
     judge("d_w1_EFD", gradients.d_w1_FD);

@@ -2,6 +2,7 @@
 // anything was tested at all. Sees nothing but the dump, the problem and what a correct step owes.
 #pragma once
 
+#include <cmath>
 #include <map>
 #include <optional>
 #include <string>
@@ -23,6 +24,7 @@ struct JudgeOptions {
   // Sums that each rank took part in, in order; empty for a foreign dump.
   std::vector<std::vector<std::string>> calls;
   std::vector<std::int64_t> idle_experts;  // without a token on purpose
+  bool worst_case = false;                 // measure against the worst-case bound too
 };
 
 struct Judgement {
@@ -34,9 +36,20 @@ struct Judgement {
   double smallest_margin = 0.0;  // of the selection scores
   // What a regenerated golden file records of this run, by tensor.
   struct Measured {
-    double bound = 0.0;  // largest expected relative error of a useful slice
-    double error = 0.0;  // largest relative error of a useful slice
-    double ratio = 0.0;  // largest error over expected error of a useful slice
+    // Relative to the norm of the slice, the largest of the useful slices
+    // (kLargestUsefulTolerance).
+    double bound = 0.0;       // norm of the probabilistic bound
+    double worst_case = 0.0;  // norm of the worst-case bound; 0 unless it was asked for
+    double error = 0.0;
+    double useful_ratio = 0.0;  // error over bound
+    // The largest of all slices, useful or not; infinite for an error where none may be.
+    double ratio = 0.0;             // error over bound
+    double worst_case_ratio = 0.0;  // error over worst-case bound; 0 unless it was asked for
+    // Of the tensor as a whole (scale.h).
+    double scale_bound = 0.0;  // of its fitted factor
+    double scale_ratio = 0.0;  // error of the factor over its bound
+    // The smallest s for which the tensor times 1 + s is certain to fail (DetectableScale).
+    double detectable_scale = INFINITY;
   };
   std::map<std::string, Measured> measured;
 };

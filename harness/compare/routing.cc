@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <set>
 #include <utility>
 
@@ -15,37 +16,78 @@
 namespace moe {
 namespace {
 
-// How far rounding may move a selection score against another: logits of size z are off by a few
-// units of round-off of the dtype they are made in, and by what adding up their terms leaves (for
-// terms of random sign about u |x| |g|); no score function is steeper than 1/4.
-double RoutingBound(const Manifest& manifest, const reference::Problem& problem) {
-  const reference::Matrix logits = problem.x_TD * problem.gate_ED.transpose();
-  const double largest = logits.size() > 0 ? logits.cwiseAbs().maxCoeff() : 0.0;
-  const reference::Rounding rounding = RoundingOf(manifest.dtype, manifest.casts, 1);
-  const double unit = std::max(rounding.store, rounding.logits);
-  return 2.0 * unit * (1.0 + largest) + rounding.accumulate *
-                                            problem.x_TD.rowwise().norm().maxCoeff() *
-                                            problem.gate_ED.rowwise().norm().maxCoeff();
+// Whether rounding may have made the choice `chosen` of a token's own: every expert that is chosen
+// instead of another is within the two bounds of it. A choice of groups has no such pairs; there
+// the token's margin must be in doubt.
+bool IsTie(const Model& model, const reference::Routing& own, Eigen::Index token,
+           const std::set<std::int64_t>& chosen) {
+  if (model.limited_groups < model.expert_groups) {
+    return own.margin_T[token] <= own.margin_bound_T[token];
+  }
+  const auto own_experts = own.topk_expert_TK.row(token);
+  const std::set<std::int64_t> wanted(own_experts.begin(), own_experts.end());
+  for (const std::int64_t left : wanted) {
+    for (const std::int64_t taken : chosen) {
+      if (!chosen.contains(left) && !wanted.contains(taken) &&
+          own.selection_TE(token, left) - own.selection_TE(token, taken) >
+              own.selection_bound_TE(token, left) + own.selection_bound_TE(token, taken)) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+// The token whose choice is the least beyond doubt.
+Eigen::Index LeastDecided(const reference::Routing& own) {
+  Eigen::Index least = 0;
+  for (Eigen::Index token = 1; token < own.margin_T.size(); ++token) {
+    if (own.margin_T[token] - own.margin_bound_T[token] <
+        own.margin_T[least] - own.margin_bound_T[least]) {
+      least = token;
+    }
+  }
+  return least;
+}
+
+std::string MarginAndBound(const reference::Routing& own, Eigen::Index token) {
+  return fmt::format("token {}: margin {:.2e}, rounding may take {:.2e}", token,
+                     own.margin_T[token], own.margin_bound_T[token]);
 }
 
 }  // namespace
 
-RoutingComparison CompareRouting(const Dump& dump, const reference::Problem& problem) {
+RoutingComparison CompareRouting(const Dump& dump, const reference::Problem& problem,
+                                 bool must_be_decided) {
   const Manifest& manifest = dump.manifest;
-  const reference::Routing own_routing = reference::Route(
-      manifest.model, problem.x_TD, problem.gate_ED, problem.gate_bias_E, problem.expert_bias_E);
+  const reference::Routing own_routing =
+      reference::Route(manifest.model, problem.x_TD, problem.gate_ED, problem.gate_bias_E,
+                       problem.expert_bias_E, RoundingOf(manifest));
+  const Eigen::Index least = LeastDecided(own_routing);
+  const bool in_doubt = own_routing.margin_T[least] <= own_routing.margin_bound_T[least];
+  if (in_doubt && must_be_decided) {
+    throw Error(dump.name,
+                fmt::format("leaves the choice of experts to rounding in {} ({}); use another "
+                            "seed, fewer experts or a smaller top_k",
+                            ToText(manifest.dtype), MarginAndBound(own_routing, least)));
+  }
   RoutingComparison comparison{.smallest_margin = own_routing.margin_T.minCoeff()};
   if (!manifest.tensors.contains("topk_expert_TK")) {
     comparison.notes.emplace_back(
         "topk_expert_TK was not dumped, so routing was not compared on its own");
+    if (in_doubt) {
+      comparison.notes.push_back(
+          fmt::format("a tie may have fallen otherwise than in the reference, and then gradients "
+                      "differ through no fault of a reduction ({})",
+                      MarginAndBound(own_routing, least)));
+    }
     return comparison;
   }
   const ObservedTensor observed(dump, "topk_expert_TK");
-  const double bound = RoutingBound(manifest, problem);
   Finding finding{.tensor = "topk_expert_TK"};
   reference::Routing routing = own_routing;
-  std::int64_t flips = 0;
-  std::int64_t ties = 0;
+  std::set<std::int64_t> flipped;
+  std::set<std::int64_t> tied;
   for (const ObservedTensor::Holder& holder : observed.holders()) {
     for (std::int64_t row = 0; row < observed.UnitsOf(holder); ++row) {
       const std::int64_t token = observed.GlobalUnit(holder, row);
@@ -67,11 +109,11 @@ RoutingComparison CompareRouting(const Dump& dump, const reference::Problem& pro
         routing.topk_expert_TK(token, static_cast<Eigen::Index>(k)) =
             static_cast<std::int64_t>(got[k]);
       }
-      if (own_routing.margin_T(token) <= bound) {
-        ++ties;
+      if (IsTie(manifest.model, own_routing, token, chosen)) {
+        tied.insert(token);
         continue;
       }
-      ++flips;
+      flipped.insert(token);
       if (finding.verdict == Verdict::kPass) {
         finding.verdict = Verdict::kFail;
         finding.explanation.cause = Cause::kUnexplained;
@@ -79,22 +121,28 @@ RoutingComparison CompareRouting(const Dump& dump, const reference::Problem& pro
             fmt::format("token {} goes to experts {}, not {}", token, fmt::join(chosen, ", "),
                         fmt::join(own.begin(), own.end(), ", "));
         finding.evidence.push_back(
-            fmt::format("what   its margin {:.1e} is clear of the rounding bound {:.1e}",
-                        own_routing.margin_T(token), bound));
+            fmt::format("what   no tie within rounding ({})", MarginAndBound(own_routing, token)));
       }
       finding.ranks.insert(finding.ranks.end(), holder.ranks.begin(), holder.ranks.end());
     }
   }
   std::sort(finding.ranks.begin(), finding.ranks.end());
   finding.ranks.erase(std::unique(finding.ranks.begin(), finding.ranks.end()), finding.ranks.end());
-  finding.error = static_cast<double>(flips) / static_cast<double>(manifest.model.tokens);
-  if (flips + ties > 0) {
-    comparison.observed_routing = routing;
+  finding.error = static_cast<double>(flipped.size()) / static_cast<double>(manifest.model.tokens);
+  if (!tied.empty()) {
     comparison.notes.push_back(
-        fmt::format("{} tokens are routed otherwise than in the reference ({} of them "
-                    "ties within rounding); the gradients are judged with the observed "
-                    "routing",
-                    flips + ties, ties));
+        fmt::format("tie: {} tokens are routed otherwise than in the reference, within rounding "
+                    "({}); the rest is judged with the observed routing",
+                    tied.size(), MarginAndBound(own_routing, *tied.begin())));
+  }
+  if (!flipped.empty()) {
+    comparison.notes.push_back(fmt::format(
+        "{} tokens are routed otherwise than in the reference; the gradients are judged "
+        "with the observed routing",
+        flipped.size()));
+  }
+  if (!tied.empty() || !flipped.empty()) {
+    comparison.observed_routing = routing;
   }
   comparison.finding = std::move(finding);
   return comparison;

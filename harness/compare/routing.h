@@ -21,8 +21,15 @@ struct RoutingComparison {
   std::vector<std::string> notes;
 };
 
-// Throws Error(dump.name, ...) for experts that do not exist or are named twice.
-RoutingComparison CompareRouting(const Dump& dump, const reference::Problem& problem);
+// A choice that differs from the reference's is a tie where rounding may have made it: every expert
+// that is chosen instead of another has a selection score within the two worst-case bounds of the
+// other's. A tie is no failure.
+//
+// With `must_be_decided`, for a case: no choice of the reference may be within rounding, or a clean
+// run might fail by luck. Throws Error(dump.name, ...) for that, with the numbers; for experts that
+// do not exist or are named twice.
+RoutingComparison CompareRouting(const Dump& dump, const reference::Problem& problem,
+                                 bool must_be_decided);
 
 // Token counts are whole numbers and compared exactly. Empty where they were not dumped.
 std::optional<Finding> CompareCounts(const Dump& dump,

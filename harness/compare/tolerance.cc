@@ -3,11 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 namespace moe {
 
 reference::Rounding RoundingOf(Dtype dtype, const std::map<std::string, Dtype>& casts,
-                               std::int64_t world_size) {
+                               const Layout& layout) {
   const double unit = UnitRoundoff(dtype);
   const double fine = std::min(unit, UnitRoundoff(Dtype::kFloat32));
   reference::Rounding rounding{.store = unit,
@@ -15,7 +16,9 @@ reference::Rounding RoundingOf(Dtype dtype, const std::map<std::string, Dtype>& 
                                .logits = fine,
                                .scores = fine,
                                .reduce = unit,
-                               .reduce_terms = world_size};
+                               .hidden_ranks = std::max(layout.tp, layout.etp),
+                               .expert_ranks = std::max(layout.tp, layout.ep * layout.etp),
+                               .token_ranks = layout.WorldSize()};
   for (const auto& [tensor, coarse] : casts) {
     const double coarse_unit = UnitRoundoff(coarse);
     if (tensor == "scores_TE" || tensor == "logits_TE") {
@@ -30,9 +33,21 @@ reference::Rounding RoundingOf(Dtype dtype, const std::map<std::string, Dtype>& 
   return rounding;
 }
 
+reference::Rounding RoundingOf(const Manifest& manifest) {
+  reference::Rounding rounding = RoundingOf(manifest.dtype, manifest.casts, manifest.layout);
+  if (!manifest.casts.contains("scores_TE") && !manifest.casts.contains("logits_TE")) {
+    rounding.logits = std::max(rounding.logits, rounding.store);
+  }
+  return rounding;
+}
+
+double DetectableScale(double tolerance, double bound) {
+  return bound < 1.0 ? (tolerance + bound) / (1.0 - bound) : INFINITY;
+}
+
 std::string DescribeRounding(Dtype dtype) {
   return fmt::format(
-      "{} standard deviations of the rounding error of a step that stores in {} (u = {:.2e}), "
+      "{} times the probabilistic bound on the rounding of a step that stores in {} (u = {:.2e}), "
       "accumulates and scores in {}, and adds ranks' shares in {}; independent errors, first "
       "order, propagated beside the reference",
       kSafety, ToText(dtype), UnitRoundoff(dtype), dtype == Dtype::kFloat64 ? "float64" : "float32",

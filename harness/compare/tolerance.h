@@ -7,15 +7,25 @@
 #include <string>
 
 #include "harness/base/dtype.h"
+#include "harness/dump/manifest.h"
 #include "reference/moe_reference.h"
 
 namespace moe {
 
-// The allowed error of a slice is this many times the L2 norm of its standard deviations: of many
-// independent errors the norm stays near that value, and measured clean runs reach 0.1 to 0.8 of it
-// (the noise floors in golden/). It is kClearance, so that a clean run within the bound is clear of
-// the tolerance.
+// The tolerance of a slice is this many times the L2 norm of its probabilistic bound (`deviation`,
+// reference/arithmetic.h), so it is that bound with lambda = 4: exceeded with probability at most
+// 2 exp(-lambda^2 / 2) = 7e-4 if all errors of the slice had one cause, and the less the more
+// independent causes there are. Clean runs stay within the bound with lambda = 1, which regen
+// checks of every slice; so 4 is also the distance from noise that kClearance asks for. The
+// worst-case bound is 2 to 20 times as large as the probabilistic one (golden/), too wide to see a
+// wrong factor.
 inline constexpr double kSafety = 4.0;
+
+// The factor that fits a tensor as a whole (scale.h) is one normal number, so clean runs must stay
+// within 3 of its standard deviations (1 in 400 would not, were the deviation not an upper bound),
+// and 4 are its tolerance (1 in 16,000).
+inline constexpr double kScaleBound = 3.0;
+inline constexpr double kScaleSafety = 4.0;
 
 // A slice whose allowed error is more than this part of its norm says little by its relative error:
 // much of its true value is lost in cancellation. It is judged by its own allowed error, and does
@@ -30,13 +40,24 @@ inline constexpr double kLargestTellingTolerance = 0.5;
 // A tolerance must be this far from both measured floors (DESIGN: formats, Golden).
 inline constexpr double kClearance = 4.0;
 
-// Unit round-offs of a step in `dtype` on `world_size` ranks. Dot products accumulate in float32 or
-// better; scores are computed in float32 or better; sums over ranks round once per rank in `dtype`.
+// Unit round-offs of a step in `dtype` under `layout`. Dot products accumulate in float32 or
+// better; scores are computed in float32 or better; sums over ranks round in `dtype`, a sum over
+// hidden units once per rank of tp or etp, one over a token's experts once per rank of ep and etp
+// (or tp, for what the tp ranks add to a token), one over tokens once per rank of the world.
 // `casts` names what the producer computes in a coarser dtype: scores_TE (with the logits that
 // enter the score function) and logits_TE coarsen those stages, any other tensor coarsens what is
 // stored.
 reference::Rounding RoundingOf(Dtype dtype, const std::map<std::string, Dtype>& casts,
-                               std::int64_t world_size);
+                               const Layout& layout);
+
+// Of the step that made a dump. Without a cast that names them, logits may be kept in the dtype of
+// the step.
+reference::Rounding RoundingOf(const Manifest& manifest);
+
+// The smallest s for which (1 + s) (want + e) with |e| <= bound |want| is further from want than
+// tolerance |want|, whatever e: it is off by at least s - (1 + s) bound, so
+// s = (tolerance + bound) / (1 - bound). Infinite where the bound is 1 or more.
+double DetectableScale(double tolerance, double bound);
 
 // The same as a sentence for the `why` of a golden file.
 std::string DescribeRounding(Dtype dtype);
