@@ -1,5 +1,5 @@
-// moegate regen: measures the floors of every tensor, derives its tolerance, and writes the golden
-// file.
+// moegate regen: derives the tolerance of every tensor, measures noise and faults, and writes the
+// golden file; or with --calibrate only says how clean runs compare with the bounds.
 
 #include <fmt/format.h>
 
@@ -12,31 +12,13 @@
 #include "harness/compare/problem.h"
 #include "harness/compare/tolerance.h"
 #include "harness/run_case.h"
+#include "harness/run_step.h"
+#include "tools/clean_runs.h"
 #include "tools/commands.h"
 #include "tools/selection.h"
 
 namespace moe {
 namespace {
-
-// Clean runs of these many problems beside the case's own, each with another seed.
-constexpr std::uint64_t kMoreSeeds = 2;
-
-using Measured = std::map<std::string, Judgement::Measured>;
-
-// Runs without golden tolerances; an error of the machine ends the regeneration.
-Judgement Measure(const CaseSpec& spec, const Layout& layout, Dtype dtype,
-                  const InputGenerator& inputs, const std::optional<Fault>& fault,
-                  const std::string& backend) {
-  const Result result = RunOnce(spec, layout, dtype, inputs, fault, nullptr, {.backend = backend});
-  if (result.verdict == Verdict::kError || result.verdict == Verdict::kSkipped) {
-    throw Error(result.id, result.text);
-  }
-  if (result.verdict == Verdict::kVacuous && !fault) {
-    throw Error(result.id,
-                fmt::format("{} in {}: {}", "proves nothing", ToText(dtype), Headline(result)));
-  }
-  return result.judgement;
-}
 
 // A signed sum over all elements, with signs that a swap or a shift would not keep.
 double DigestOf(const reference::Matrix& matrix, std::int64_t first) {
@@ -82,28 +64,6 @@ std::map<std::string, GoldenReference> ReferenceOf(const CaseSpec& spec,
   return references;
 }
 
-void AddBoundAndNoise(std::map<std::string, GoldenTolerance>& tolerances, const Judgement& clean) {
-  for (const auto& [tensor, measured] : clean.measured) {
-    GoldenTolerance& entry = tolerances[tensor];
-    entry.bound = std::max(entry.bound, measured.bound);
-    entry.noise_floor = std::max(entry.noise_floor, measured.error);
-  }
-}
-
-// Noise of another problem, in units of what was expected there: what the same luck would do here.
-void AddNoiseOfOtherSeed(std::map<std::string, GoldenTolerance>& tolerances,
-                         const Judgement& clean) {
-  for (auto& [tensor, entry] : tolerances) {
-    entry.noise_floor = std::max(entry.noise_floor, clean.measured.at(tensor).useful_ratio * entry.bound);
-  }
-}
-
-// The case with another seed, so that noise is not that of one problem alone.
-CaseSpec WithSeed(CaseSpec spec, std::uint64_t seed) {
-  spec.numerics.seed = seed;
-  return spec;
-}
-
 // Every drop, repetition and mean of the sums that the tensors themselves are owed.
 std::vector<Fault> FaultsOf(const StepContract& contract) {
   std::vector<Fault> faults;
@@ -115,74 +75,104 @@ std::vector<Fault> FaultsOf(const StepContract& contract) {
   return faults;
 }
 
-Golden Regenerate(const CaseSpec& spec, std::vector<std::string>& remarks) {
+// The entry of a tensor before, where there is one.
+std::optional<GoldenTolerance> EntryOf(const std::optional<Golden>& golden, Dtype dtype,
+                                       const std::string& tensor) {
+  if (!golden || !golden->tolerances.contains(dtype) ||
+      !golden->tolerances.at(dtype).contains(tensor)) {
+    return std::nullopt;
+  }
+  return golden->tolerances.at(dtype).at(tensor);
+}
+
+// The faulty step in float64, judged as each dtype of the case would be: what a fault does is no
+// matter of rounding, and so is recorded without any.
+std::map<Dtype, Judgement> MeasureFault(const CaseSpec& spec, const Layout& layout,
+                                        const InputGenerator& inputs, const Fault& fault) {
+  const StepContract contract = MakeContract(spec.model, layout, spec.program);
+  const std::vector<RankOutput> outputs = RunRanksOf({.model = spec.model,
+                                                      .layout = layout,
+                                                      .program = spec.program,
+                                                      .dtype = Dtype::kFloat64,
+                                                      .inputs = &inputs,
+                                                      .fault = fault},
+                                                     "threads");
+  std::map<Dtype, Judgement> judgements;
+  for (const Dtype dtype : spec.numerics.dtypes) {
+    const RunDump run = MakeRunDump(spec, layout, dtype, outputs);
+    judgements[dtype] = Judge(
+        run.dump, inputs,
+        {.contract = &contract, .calls = run.calls, .idle_experts = spec.numerics.idle_experts});
+  }
+  return judgements;
+}
+
+void AddFaultFloors(const CaseSpec& spec, const InputGenerator& inputs, Golden& golden,
+                    std::vector<std::string>& remarks) {
+  for (const Layout& layout : spec.layouts) {
+    for (const Fault& fault : FaultsOf(MakeContract(spec.model, layout, spec.program))) {
+      const std::string& tensor = fault.reduction.tensor;
+      if (!golden.reference.contains(tensor)) {
+        continue;  // inside the step; what it breaks, must_catch says
+      }
+      for (const auto& [dtype, judgement] : MeasureFault(spec, layout, inputs, fault)) {
+        GoldenTolerance& entry = golden.tolerances.at(dtype).at(tensor);
+        const Judgement::Measured& measured = judgement.measured.at(tensor);
+        if (measured.bound == 0.0 && entry.bound > 0.0) {
+          continue;  // on this layout every slice is judged by its own bound
+        }
+        const double error = FaultStep(measured.error);
+        if (error <= entry.tolerance) {
+          remarks.push_back(fmt::format(
+              "{} {}: '{}' changes {} by {:.1e} only, which its tolerance {:.1e} allows",
+              CaseId(spec, layout), ToText(dtype), ToText(fault), tensor, error, entry.tolerance));
+          continue;
+        }
+        entry.fault_floor = std::min(entry.fault_floor.value_or(error), error);
+      }
+    }
+  }
+}
+
+Golden Regenerate(const CaseSpec& spec, const std::optional<Golden>& before,
+                  std::vector<std::string>& remarks) {
   const InputGenerator inputs(spec);
   Golden golden{.case_sha256 = Sha256OfFile(spec.path),
                 .smallest_logit_margin = inputs.smallest_logit_margin(),
                 .reference = ReferenceOf(spec, inputs)};
   for (const Dtype dtype : spec.numerics.dtypes) {
-    auto& tolerances = golden.tolerances[dtype];
-    for (const Layout& layout : spec.layouts) {
-      AddBoundAndNoise(tolerances, Measure(spec, layout, dtype, inputs, std::nullopt, "threads"));
-    }
-    // One layout over processes: another backend adds in another order.
-    AddBoundAndNoise(tolerances,
-                     Measure(spec, spec.layouts.front(), dtype, inputs, std::nullopt, "gloo"));
-    for (std::uint64_t more = 1; more <= kMoreSeeds; ++more) {
-      const CaseSpec other = WithSeed(spec, spec.numerics.seed + more);
-      const InputGenerator other_inputs(other);
-      for (const Layout& layout : spec.layouts) {
-        AddNoiseOfOtherSeed(tolerances,
-                            Measure(other, layout, dtype, other_inputs, std::nullopt, "threads"));
-      }
-    }
-    for (auto& [tensor, entry] : tolerances) {
-      entry.tolerance = kSafety * entry.bound;
-      entry.why = DescribeRounding(dtype);
-    }
-    for (const Layout& layout : spec.layouts) {
-      for (const Fault& fault : FaultsOf(MakeContract(spec.model, layout, spec.program))) {
-        const auto entry = tolerances.find(fault.reduction.tensor);
-        if (entry == tolerances.end()) {
-          continue;  // inside the step; what it breaks, must_catch says
-        }
-        const Judgement judgement = Measure(spec, layout, dtype, inputs, fault, "threads");
-        const Judgement::Measured& measured = judgement.measured.at(fault.reduction.tensor);
-        if (measured.bound == 0.0) {
-          continue;  // on this layout every slice is judged by its own bound
-        }
-        const double error = measured.error;
-        if (error <= entry->second.tolerance) {
-          remarks.push_back(fmt::format(
-              "{} {}: '{}' changes {} by {:.1e} only, which its tolerance {:.1e} allows",
-              CaseId(spec, layout), ToText(dtype), ToText(fault), fault.reduction.tensor, error,
-              entry->second.tolerance));
-          continue;
-        }
-        auto& floor = entry->second.fault_floor;
-        floor = std::min(floor.value_or(error), error);
-      }
+    const auto clean = MeasureCleanRuns(spec, dtype, inputs);
+    CheckCleanRuns(spec, dtype, clean);
+    for (const auto& [tensor, runs] : clean) {
+      const double bound = RoundedUp(runs.bound);
+      golden.tolerances[dtype][tensor] = {
+          .tolerance = kSafety * bound,
+          .bound = bound,
+          .worst_case = RoundedUp(runs.worst_case),
+          .detectable_scale = RoundedUp(runs.detectable_scale),
+          .noise_floor = NoiseStep(runs.noise, bound, EntryOf(before, dtype, tensor)),
+          .why = DescribeRounding(dtype)};
     }
   }
+  AddFaultFloors(spec, inputs, golden, remarks);
   return golden;
 }
 
 // Prints old against new and says whether a tolerance got wider.
-bool ShowChanges(const std::optional<Golden>& old_golden, const Golden& golden) {
+bool ShowChanges(const std::optional<Golden>& before, const Golden& golden) {
   bool wider = false;
   for (const auto& [dtype, tensors] : golden.tolerances) {
     for (const auto& [tensor, entry] : tensors) {
-      std::optional<double> before;
-      if (old_golden && old_golden->tolerances.contains(dtype) &&
-          old_golden->tolerances.at(dtype).contains(tensor)) {
-        before = old_golden->tolerances.at(dtype).at(tensor).tolerance;
-      }
-      const bool is_wider = before && entry.tolerance > *before * 1.05;
+      const std::optional<GoldenTolerance> old_entry = EntryOf(before, dtype, tensor);
+      const bool is_wider = old_entry && entry.tolerance > old_entry->tolerance * (1.0 + 1e-9);
       wider = wider || is_wider;
-      fmt::print("  {:<9} {:<16} tolerance {} -> {:.1e}{}   noise {:.1e}   smallest fault {}\n",
-                 ToText(dtype), tensor, before ? fmt::format("{:.1e}", *before) : "none",
-                 entry.tolerance, is_wider ? " WIDER" : "", entry.noise_floor,
-                 entry.fault_floor ? fmt::format("{:.1e}", *entry.fault_floor) : "none planted");
+      fmt::print(
+          "  {:<9} {:<16} tolerance {} -> {:.1e}{}   noise {:.1e}   smallest fault {}   detectable "
+          "scale {:.1e}\n",
+          ToText(dtype), tensor, old_entry ? fmt::format("{:.1e}", old_entry->tolerance) : "none",
+          entry.tolerance, is_wider ? " WIDER" : "", entry.noise_floor,
+          entry.fault_floor ? fmt::format("{:.1e}", *entry.fault_floor) : "none planted",
+          entry.detectable_scale);
     }
   }
   return wider;
@@ -190,14 +180,14 @@ bool ShowChanges(const std::optional<Golden>& old_golden, const Golden& golden) 
 
 // Regenerates one golden file; whether it was written.
 bool RegenerateOne(const CommonOptions& common, const CaseSpec& spec, bool accept) {
-  std::vector<std::string> remarks;
-  const Golden golden = Regenerate(spec, remarks);
   const std::string path = GoldenPath(common.golden_folder, spec);
-  std::optional<Golden> old_golden;
+  std::optional<Golden> before;
   if (std::filesystem::exists(path)) {
-    old_golden = ParseGolden(ReadJsonFile(path), path);
+    before = ParseGolden(ReadJsonFile(path), path);
   }
-  const bool wider = ShowChanges(old_golden, golden);
+  std::vector<std::string> remarks;
+  const Golden golden = Regenerate(spec, before, remarks);
+  const bool wider = ShowChanges(before, golden);
   for (const std::string& remark : remarks) {
     fmt::print("  note: {}\n", remark);
   }
@@ -216,11 +206,62 @@ bool RegenerateOne(const CommonOptions& common, const CaseSpec& spec, bool accep
   return true;
 }
 
+// Per dtype what clean runs reached of the bounds, by tensor and case.
+using Calibration = std::map<Dtype, std::vector<CleanRuns>>;
+
+void PrintDistribution(const std::string& what, std::vector<double> ratios) {
+  std::sort(ratios.begin(), ratios.end());
+  fmt::print("  {:<28} min {:.3f}   median {:.3f}   max {:.3f}{}\n", what, ratios.front(),
+             ratios[ratios.size() / 2], ratios.back(), ratios.back() > 1.0 ? "   EXCEEDED" : "");
+}
+
+// Says whether every clean run stayed within every bound.
+bool ShowCalibration(const Calibration& calibration) {
+  bool within = true;
+  for (const auto& [dtype, tensors] : calibration) {
+    fmt::print("{}: {} tensors\n", ToText(dtype), tensors.size());
+    const auto show = [&, &all = tensors](const std::string& what, double CleanRuns::*member) {
+      std::vector<double> ratios;
+      for (const CleanRuns& runs : all) {
+        ratios.push_back(runs.*member);
+        within = within && runs.*member <= 1.0;
+      }
+      PrintDistribution(what, std::move(ratios));
+    };
+    show("noise / bound", &CleanRuns::ratio);
+    show("noise / worst case", &CleanRuns::worst_case_ratio);
+    show("scale noise / scale bound", &CleanRuns::scale_ratio);
+    const auto largest = std::max_element(tensors.begin(), tensors.end(),
+                                          [](const CleanRuns& a, const CleanRuns& b) {
+                                            return a.detectable_scale < b.detectable_scale;
+                                          });
+    fmt::print("  largest detectable scale     {:.1e}\n", largest->detectable_scale);
+  }
+  return within;
+}
+
+int Calibrate(const std::vector<SelectedCase>& selection) {
+  Calibration calibration;
+  for (const SelectedCase& selected : selection) {
+    const InputGenerator inputs(selected.spec);
+    for (const Dtype dtype : selected.spec.numerics.dtypes) {
+      for (const auto& [tensor, runs] : MeasureCleanRuns(selected.spec, dtype, inputs)) {
+        calibration[dtype].push_back(runs);
+      }
+    }
+  }
+  return ShowCalibration(calibration) ? 0 : 1;
+}
+
 }  // namespace
 
 int Regen(const CommonOptions& common, const RegenCommand& command) {
+  const std::vector<SelectedCase> selection = Select(common.cases_folder, command.select);
+  if (command.calibrate) {
+    return Calibrate(selection);
+  }
   int status = 0;
-  for (const SelectedCase& selected : Select(common.cases_folder, command.select)) {
+  for (const SelectedCase& selected : selection) {
     fmt::print("{}\n", selected.spec.name);
     std::fflush(stdout);
     try {

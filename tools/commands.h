@@ -36,7 +36,8 @@ struct RunCommand {
 
 struct RegenCommand {
   std::vector<std::string> select;
-  bool accept = false;  // also write what is wider than before
+  bool accept = false;     // also write what is wider than before
+  bool calibrate = false;  // write nothing: print what clean runs reach of the bounds
 };
 
 struct MutateCommand {

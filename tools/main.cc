@@ -142,6 +142,10 @@ int Main(int argc, char** argv) {
                     "CASE, with * and ? as in a shell; all by default");
   regen->add_flag("--accept", regen_command.accept,
                   "Also write tolerances that are wider than before");
+  regen->add_flag(
+      "--calibrate", regen_command.calibrate,
+      "Write nothing; print per dtype the least, median and largest noise of clean runs "
+      "over its bound, and exit with 1 where one exceeds it");
 #endif
 
   try {

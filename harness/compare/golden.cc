@@ -22,34 +22,82 @@ double NonNegative(const JsonNode& node) {
   return number;
 }
 
+// A number as text has it, with this many significant digits.
+double Rounded(double number, int digits) {
+  return std::stod(fmt::format("{:.{}e}", number, digits - 1));
+}
+
+// Part of a whole, to two digits; absent where both are 0.
+Json Ratio(double part, double whole) {
+  return whole > 0.0 ? Json(Rounded(part / whole, 2)) : Json(nullptr);
+}
+
+// What is written for a reader's sake must follow from what is read.
+void CheckRatio(const JsonNode& node, const Json& want) {
+  if (node.value() != want) {
+    node.Fail(
+        fmt::format("is {}; the numbers beside it give {}", node.value().dump(), want.dump()));
+  }
+}
+
 GoldenTolerance ParseTolerance(const JsonNode& node) {
-  node.OnlyKeys({"tolerance", "bound", "noise_floor", "fault_floor", "why"});
+  node.OnlyKeys({"tolerance", "bound", "worst_case", "detectable_scale", "noise_floor",
+                 "noise_to_bound", "fault_floor", "fault_to_tolerance", "why"});
   GoldenTolerance entry{.tolerance = NonNegative(node.At("tolerance")),
                         .bound = NonNegative(node.At("bound")),
+                        .worst_case = NonNegative(node.At("worst_case")),
+                        .detectable_scale = NonNegative(node.At("detectable_scale")),
                         .noise_floor = NonNegative(node.At("noise_floor")),
                         .why = node.At("why").String()};
   const JsonNode fault_floor = node.At("fault_floor");
   if (!fault_floor.value().is_null()) {
     entry.fault_floor = NonNegative(fault_floor);
   }
-  if (entry.tolerance < kClearance * entry.noise_floor) {
+  // Decimal text of numbers that differ by exactly this factor may be off by a unit of round-off.
+  constexpr double kClear = kClearance * (1.0 - 1e-12);
+  if (entry.tolerance < kClear * entry.noise_floor) {
     node.Fail(fmt::format("tolerance {:.2e} is not {} times above the noise floor {:.2e}",
                           entry.tolerance, kClearance, entry.noise_floor));
   }
-  if (entry.fault_floor && entry.tolerance > *entry.fault_floor / kClearance) {
+  if (entry.fault_floor && entry.tolerance > *entry.fault_floor / kClear) {
     node.Fail(fmt::format("tolerance {:.2e} is not {} times below the fault floor {:.2e}",
                           entry.tolerance, kClearance, *entry.fault_floor));
   }
+  CheckRatio(node.At("noise_to_bound"), Ratio(entry.noise_floor, entry.bound));
+  CheckRatio(node.At("fault_to_tolerance"),
+             entry.fault_floor ? Ratio(*entry.fault_floor, entry.tolerance) : Json(nullptr));
   return entry;
 }
 
-// Three significant digits in exponent form say all that is known of a floor; the rest would be
-// churn.
-double Rounded(double number, int digits) {
-  return std::stod(fmt::format("{:.{}e}", number, digits - 1));
+}  // namespace
+
+double RoundedUp(double number) {
+  if (number == 0.0 || !std::isfinite(number)) {
+    return number;
+  }
+  const double step = std::pow(10.0, std::floor(std::log10(number)) - 1.0);
+  return Rounded(std::ceil(number / step - 1e-6) * step, 2);
 }
 
-}  // namespace
+double NoiseStep(double measured, double bound, const std::optional<GoldenTolerance>& before) {
+  constexpr double kMargin = 1.5;
+  constexpr int kLeast = 20;  // further below the bound nothing is worth telling apart
+  if (before && before->bound > 0.0) {
+    const double step = before->noise_floor / before->bound * bound;
+    if (measured <= step && measured > step / 8.0) {
+      return Rounded(step, 3);
+    }
+  }
+  double step = bound;
+  for (int k = 0; k < kLeast && kMargin * measured <= step / 2.0; ++k) {
+    step /= 2.0;
+  }
+  return Rounded(step, 3);
+}
+
+double FaultStep(double measured) {
+  return Rounded(Rounded(measured, 6) * (1.0 + 1e-9), 2);
+}
 
 std::string GoldenPath(const std::string& golden, const CaseSpec& spec) {
   return (std::filesystem::path(golden) / (spec.name + ".json")).string();
@@ -137,11 +185,16 @@ Json ToJson(const Golden& golden) {
   for (const auto& [dtype, tensors] : golden.tolerances) {
     for (const auto& [tensor, entry] : tensors) {
       Json& node = json["tolerances"][std::string(ToText(dtype))][tensor];
-      node["tolerance"] = Rounded(entry.tolerance, 2);
-      node["bound"] = Rounded(entry.bound, 2);
-      node["noise_floor"] = Rounded(entry.noise_floor, 2);
-      node["fault_floor"] =
-          entry.fault_floor ? Json(Rounded(*entry.fault_floor, 2)) : Json(nullptr);
+      node["tolerance"] = Rounded(entry.tolerance, 3);
+      node["bound"] = entry.bound;
+      node["worst_case"] = entry.worst_case;
+      node["detectable_scale"] = entry.detectable_scale;
+      node["noise_floor"] = entry.noise_floor;
+      node["noise_to_bound"] = Ratio(entry.noise_floor, entry.bound);
+      node["fault_floor"] = entry.fault_floor ? Json(*entry.fault_floor) : Json(nullptr);
+      node["fault_to_tolerance"] = entry.fault_floor
+                                       ? Ratio(*entry.fault_floor, Rounded(entry.tolerance, 3))
+                                       : Json(nullptr);
       node["why"] = entry.why;
     }
   }

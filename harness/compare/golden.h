@@ -12,14 +12,32 @@
 
 namespace moe {
 
+// All relative to the L2 norm of the slice. What is derived comes from float64 arithmetic alone;
+// what is measured is recorded in steps that outlast a change of machine (NoiseStep, FaultStep).
 struct GoldenTolerance {
-  double tolerance = 0.0;    // allowed relative L2 error of every slice
-  double bound = 0.0;        // derived: the largest expected error of a slice
-  double noise_floor = 0.0;  // measured: the largest error of clean runs
+  double tolerance = 0.0;         // allowed error of every slice: kSafety times the bound
+  double bound = 0.0;             // derived: probabilistic bound of the least accurate useful slice
+  double worst_case = 0.0;        // derived: worst-case bound of such a slice
+  double detectable_scale = 0.0;  // derived: certain to be seen in the tensor from here on
+  double noise_floor = 0.0;       // measured: the largest error of clean runs
   std::optional<double>
       fault_floor;  // measured: the smallest error of a planted fault that hits the tensor
   std::string why;
 };
+
+// A derived number as it is recorded: up to the next of two digits. One that is there already, but
+// for its last bits, stays.
+double RoundedUp(double number);
+
+// Noise as it is recorded: `bound` over a power of two, the least that is 1.5 times what was
+// measured (or the bound itself). Rounding noise depends on the machine's kernels, by less than
+// that; so the step of `before`, where there is one, stays while the noise is within it and above
+// an eighth of it.
+double NoiseStep(double measured, double bound, const std::optional<GoldenTolerance>& before);
+
+// The effect of a fault as it is recorded: to two digits. It is measured in float64, far beyond
+// those; the effect that is half way between two of them, such as 0.875 of 8 ranks, goes up.
+double FaultStep(double measured);
 
 struct GoldenReference {
   double norm = 0.0;

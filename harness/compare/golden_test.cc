@@ -28,6 +28,8 @@ class GoldenTest : public testing::Test {
       golden_.reference[result.name] = {.norm = 20.5, .digest = -44.25};
       golden_.tolerances[Dtype::kFloat32][result.name] = {.tolerance = 1.0,
                                                           .bound = 0.5,
+                                                          .worst_case = 7.5,
+                                                          .detectable_scale = 0.25,
                                                           .noise_floor = 0.25,
                                                           .fault_floor = 4.0,
                                                           .why = "a bound"};
@@ -74,6 +76,8 @@ TEST_F(GoldenTest, ReadsWhatItWrote) {
   EXPECT_EQ(tolerances.at("d_gate_ED").fault_floor, std::nullopt);
   EXPECT_EQ(tolerances.at("y_TD").fault_floor, 4.0);
   EXPECT_EQ(tolerances.at("y_TD").why, "a bound");
+  EXPECT_EQ(tolerances.at("y_TD").worst_case, 7.5);
+  EXPECT_EQ(tolerances.at("y_TD").detectable_scale, 0.25);
   EXPECT_EQ(read.reference.at("d_x_TD").digest, -44.25);
 }
 
@@ -107,6 +111,17 @@ TEST_F(GoldenTest, KeepsATolerancesDistanceFromTheFaultFloor) {
       ComplaintOf(ToJson(golden_)),
       "#/tolerances/float32/d_gate_ED: tolerance 1.10e+00 is not 4 times below the fault floor "
       "4.00e+00");
+}
+
+TEST_F(GoldenTest, RefusesARatioThatDoesNotFollow) {
+  Json json = ToJson(golden_);
+  Json& gate = json["tolerances"]["float32"]["d_gate_ED"];
+  EXPECT_EQ(gate["noise_to_bound"], 0.5);
+  EXPECT_EQ(gate["fault_to_tolerance"], 4.0);
+  gate["noise_to_bound"] = 0.4;
+  EXPECT_EQ(
+      ComplaintOf(json),
+      "#/tolerances/float32/d_gate_ED/noise_to_bound: is 0.4; the numbers beside it give 0.5");
 }
 
 TEST_F(GoldenTest, SaysWhichTensorItLacks) {
@@ -147,6 +162,38 @@ TEST_F(GoldenTest, HashesBytesAsSha256Does) {
   std::ofstream(spec_.path, std::ios::trunc) << "abc";  // FIPS 180-2, appendix B.1
   EXPECT_EQ(Sha256OfFile(spec_.path),
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+}
+
+TEST(RoundedUp, GoesUpToTwoDigitsAndStaysThere) {
+  EXPECT_EQ(RoundedUp(1.201e-6), 1.3e-6);
+  EXPECT_EQ(RoundedUp(1.2e-6), 1.2e-6);
+  EXPECT_EQ(RoundedUp(9.91), 10.0);
+  EXPECT_EQ(RoundedUp(0.0), 0.0);
+  // The last bits of a sum in another order do not show.
+  EXPECT_EQ(RoundedUp(1.2e-6 * (1.0 + 1e-12)), 1.2e-6);
+  EXPECT_EQ(RoundedUp(1.2e-6 * (1.0 - 1e-12)), 1.2e-6);
+}
+
+TEST(NoiseStep, LeavesRoomForAnotherMachine) {
+  EXPECT_EQ(NoiseStep(0.16, 1.0, std::nullopt), 0.25);
+  EXPECT_EQ(NoiseStep(0.17, 1.0, std::nullopt), 0.5);
+  EXPECT_EQ(NoiseStep(0.9, 1.0, std::nullopt), 1.0);
+  EXPECT_EQ(NoiseStep(0.0, 0.0, std::nullopt), 0.0);
+}
+
+TEST(NoiseStep, StaysUntilTheNoiseIsOutsideItOrFarBelow) {
+  const GoldenTolerance before{.bound = 2.0, .noise_floor = 1.0};  // a half
+  EXPECT_EQ(NoiseStep(0.5, 1.0, before), 0.5);
+  EXPECT_EQ(NoiseStep(0.51, 1.0, before), 1.0);
+  EXPECT_EQ(NoiseStep(0.063, 1.0, before), 0.5);
+  EXPECT_EQ(NoiseStep(0.062, 1.0, before), 0.125);
+}
+
+TEST(FaultStep, DecidesHalvesByMoreThanTheLastBit) {
+  EXPECT_EQ(FaultStep(0.875), 0.88);
+  EXPECT_EQ(FaultStep(0.875 - 1e-15), 0.88);
+  EXPECT_EQ(FaultStep(0.8749), 0.87);
+  EXPECT_EQ(FaultStep(2.0 / 3.0), 0.67);
 }
 
 }  // namespace

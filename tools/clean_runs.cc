@@ -1,0 +1,94 @@
+#include "tools/clean_runs.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "harness/base/error.h"
+#include "harness/run_case.h"
+
+namespace moe {
+namespace {
+
+// Clean runs of these many problems beside the case's own, each with another seed.
+constexpr std::uint64_t kMoreSeeds = 2;
+
+// Runs without golden tolerances; an error of the machine ends the measurement.
+Judgement Measure(const CaseSpec& spec, const Layout& layout, Dtype dtype,
+                  const InputGenerator& inputs, const std::string& backend) {
+  const Result result = RunOnce(spec, layout, dtype, inputs, std::nullopt, nullptr,
+                                {.backend = backend, .worst_case = true});
+  if (result.verdict == Verdict::kError || result.verdict == Verdict::kSkipped) {
+    throw Error(result.id, result.text);
+  }
+  if (result.verdict == Verdict::kVacuous) {
+    throw Error(result.id,
+                fmt::format("{} in {}: {}", "proves nothing", ToText(dtype), Headline(result)));
+  }
+  return result.judgement;
+}
+
+void AddRatios(CleanRuns& clean, const Judgement::Measured& measured) {
+  clean.ratio = std::max(clean.ratio, measured.ratio);
+  clean.worst_case_ratio = std::max(clean.worst_case_ratio, measured.worst_case_ratio);
+  clean.scale_ratio = std::max(clean.scale_ratio, measured.scale_ratio);
+}
+
+// The case with another seed, so that noise is not that of one problem alone.
+CaseSpec WithSeed(CaseSpec spec, std::uint64_t seed) {
+  spec.numerics.seed = seed;
+  return spec;
+}
+
+}  // namespace
+
+std::map<std::string, CleanRuns> MeasureCleanRuns(const CaseSpec& spec, Dtype dtype,
+                                                  const InputGenerator& inputs) {
+  std::map<std::string, CleanRuns> tensors;
+  const auto add = [&](const Layout& layout, const std::string& backend) {
+    for (const auto& [tensor, measured] : Measure(spec, layout, dtype, inputs, backend).measured) {
+      CleanRuns& clean = tensors[tensor];
+      AddRatios(clean, measured);
+      clean.bound = std::max(clean.bound, measured.bound);
+      clean.worst_case = std::max(clean.worst_case, measured.worst_case);
+      clean.noise = std::max(clean.noise, measured.error);
+      clean.detectable_scale = std::max(clean.detectable_scale, measured.detectable_scale);
+    }
+  };
+  for (const Layout& layout : spec.layouts) {
+    add(layout, "threads");
+  }
+  add(spec.layouts.front(), "gloo");
+  for (std::uint64_t more = 1; more <= kMoreSeeds; ++more) {
+    const CaseSpec other = WithSeed(spec, spec.numerics.seed + more);
+    const InputGenerator other_inputs(other);
+    for (const Layout& layout : spec.layouts) {
+      for (const auto& [tensor, measured] :
+           Measure(other, layout, dtype, other_inputs, "threads").measured) {
+        CleanRuns& clean = tensors[tensor];
+        AddRatios(clean, measured);
+        clean.noise = std::max(clean.noise, measured.useful_ratio * clean.bound);
+      }
+    }
+  }
+  return tensors;
+}
+
+void CheckCleanRuns(const CaseSpec& spec, Dtype dtype,
+                    const std::map<std::string, CleanRuns>& clean) {
+  for (const auto& [tensor, runs] : clean) {
+    const auto check = [&, &name = tensor](double ratio, const std::string& bound) {
+      if (!(ratio <= 1.0)) {
+        throw Error(spec.path,
+                    fmt::format("clean runs in {} reach {:.2f} of the {} of {}; a bound that "
+                                "correct steps exceed needs a better derivation, not a factor",
+                                ToText(dtype), ratio, bound, name));
+      }
+    };
+    check(runs.ratio, "bound of a slice");
+    check(runs.worst_case_ratio, "worst-case bound of a slice");
+    check(runs.scale_ratio, "bound of the scale");
+  }
+}
+
+}  // namespace moe
