@@ -55,8 +55,12 @@ Numerics ParseNumerics(const JsonNode& node, const Model& model) {
       dtypes->Fail("is empty; name at least one of float64, float32, bfloat16");
     }
   }
-  if (const auto fill = node.Find("fill"); fill && fill->String() != "uniform") {
-    fill->Fail(fmt::format("is \"{}\"; use uniform", fill->String()));
+  if (const auto fill = node.Find("fill")) {
+    if (fill->String() == "dyadic") {
+      numerics.fill = Fill::kDyadic;
+    } else if (fill->String() != "uniform") {
+      fill->Fail(fmt::format("is \"{}\"; use uniform or dyadic", fill->String()));
+    }
   }
   if (const auto seed = node.Find("seed")) {
     numerics.seed = static_cast<std::uint64_t>(seed->Integer(0));

@@ -29,8 +29,15 @@ struct MustPass {
   Layout on;
 };
 
+// What the inputs are made of.
+enum class Fill {
+  kUniform,  // steps of 1/128 with random sign
+  kDyadic,   // few powers of two, so that the step rounds nowhere and is judged with tolerance 0
+};
+
 struct Numerics {
   std::vector<Dtype> dtypes = {Dtype::kFloat64, Dtype::kFloat32, Dtype::kBfloat16};
+  Fill fill = Fill::kUniform;
   std::uint64_t seed = 0;
   std::vector<std::int64_t> idle_experts;  // experts that no token chooses, on purpose
 };

@@ -149,7 +149,7 @@ TEST_F(CaseSpecTest, RefusesUnknownChoices) {
       {{"/step/tp_backward", "\"never\"",
         "#/step/tp_backward: is \"never\"; use sum_at_boundary or sum_inside"},
        {"/step/dp_reduction", "\"max\"", "#/step/dp_reduction: is \"max\"; use sum or mean"},
-       {"/numerics/fill", "\"ones\"", "#/numerics/fill: is \"ones\"; use uniform"},
+       {"/numerics/fill", "\"ones\"", "#/numerics/fill: is \"ones\"; use uniform or dyadic"},
        {"/numerics/dtypes/0", "\"float16\"",
         "#/numerics/dtypes/0: is \"float16\"; use float64, float32 or bfloat16"},
        {"/numerics/dtypes/1", "\"float32\"", "#/numerics/dtypes/1: float32 stands twice"},
