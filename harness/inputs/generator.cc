@@ -6,26 +6,12 @@
 #include <cmath>
 
 #include "harness/base/error.h"
+#include "harness/inputs/exactness.h"
+#include "harness/inputs/hash.h"
 #include "reference/moe_reference.h"
 
 namespace moe {
 namespace {
-
-// splitmix64 (Steele, Lea and Flood 2014): one well-mixed word per index, no state.
-std::uint64_t Mix(std::uint64_t z) {
-  z += 0x9e3779b97f4a7c15ULL;
-  z = (z ^ (z >> 30U)) * 0xbf58476d1ce4e5b9ULL;
-  z = (z ^ (z >> 27U)) * 0x94d049bb133111ebULL;
-  return z ^ (z >> 31U);
-}
-
-std::uint64_t KeyOf(std::uint64_t seed, const std::string& name) {
-  std::uint64_t key = Mix(seed);
-  for (const char c : name) {
-    key = Mix(key ^ static_cast<unsigned char>(c));
-  }
-  return key;
-}
 
 // The power of two nearest to 3 / sqrt(length): a dot product of `length` uniform terms then has a
 // standard deviation near 1.
@@ -64,6 +50,13 @@ InputGenerator::InputGenerator(const CaseSpec& spec)
     : model_(spec.model),
       seed_(spec.numerics.seed),
       redraws_T_(static_cast<std::size_t>(spec.model.tokens), 0) {
+  if (spec.numerics.fill == Fill::kDyadic) {
+    if (const std::string inexact = FindInexact(spec); !inexact.empty()) {
+      throw Error(spec.path, "the fill is dyadic, and " + inexact);
+    }
+    dyadic_.emplace(spec);
+    RequireExactness(model_, *this, spec.path);
+  }
   DrawRows(spec);
 }
 
@@ -75,6 +68,19 @@ double InputGenerator::Value(std::uint64_t tensor_key, double scale, std::int64_
 
 void InputGenerator::Read(const std::string& name, const Slice& slice,
                           std::span<double> out) const {
+  if (dyadic_) {
+    const DyadicFill::Element element = dyadic_->ElementOf(name);
+    std::vector<std::size_t> at(slice.index.size(), 0);
+    std::vector<std::int64_t> index(slice.index.size());
+    for (double& value : out) {
+      for (std::size_t dim = 0; dim < at.size(); ++dim) {
+        index[dim] = slice.index[dim][at[dim]];
+      }
+      value = element(index);
+      Advance(slice, at);
+    }
+    return;
+  }
   const std::uint64_t key = KeyOf(seed_, name);
   const double scale = ScaleOf(name, model_);
   const Shape shape = ShapeOf(name, model_);

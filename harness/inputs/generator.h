@@ -1,11 +1,13 @@
 // The inputs of a case, made from its seed alone: value = f(seed, tensor, global index), so that
-// any shard can be generated without the rest. All values lie on the bfloat16 grid and none is
-// zero.
+// any shard can be generated without the rest. All values lie on the bfloat16 grid; none of the
+// uniform fill is zero. The dyadic fill is described in dyadic_fill.h.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
+#include "harness/inputs/dyadic_fill.h"
 #include "harness/layout/tensor_source.h"
 #include "harness/spec/case_spec.h"
 
@@ -15,7 +17,8 @@ class InputGenerator : public TensorSource {
  public:
   // Draws every token's row until its routing margin clears MarginFloor of the coarsest dtype and
   // no idle expert is chosen; keeps only the number of redraws per token. Throws Error(spec.path,
-  // ...) with the numbers when a token finds no such row.
+  // ...) with the numbers when a token finds no such row, or when the fill is dyadic and a sum of
+  // the step may round all the same.
   explicit InputGenerator(const CaseSpec& spec);
 
   void Read(const std::string& name, const Slice& slice, std::span<double> out) const override;
@@ -29,6 +32,7 @@ class InputGenerator : public TensorSource {
   Model model_;
   std::uint64_t seed_;
   std::vector<std::uint64_t> redraws_T_;
+  std::optional<DyadicFill> dyadic_;
   double smallest_logit_margin_ = 0.0;
 };
 

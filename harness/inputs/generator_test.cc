@@ -55,8 +55,14 @@ reference::Routing RouteOf(const InputGenerator& generator, const CaseSpec& spec
   return reference::Route(model, x_TD, gate_ED, gate_bias_E, expert_bias_E);
 }
 
-TEST(InputGenerator, GivesAShardTheValuesOfTheWhole) {
-  const CaseSpec spec = Spec();
+class InputGeneratorOfFill : public testing::TestWithParam<Fill> {};
+INSTANTIATE_TEST_SUITE_P(Fills, InputGeneratorOfFill,
+                         testing::Values(Fill::kUniform, Fill::kDyadic));
+
+TEST_P(InputGeneratorOfFill, GivesAShardTheValuesOfTheWhole) {
+  CaseSpec spec = Spec();
+  spec.model.d_model = 24;
+  spec.numerics.fill = GetParam();
   const InputGenerator generator(spec);
   for (const TensorInfo& input : InputsOf(spec.model)) {
     const std::vector<double> whole = ReadWhole(generator, spec, input.name);
