@@ -151,7 +151,8 @@ Result RunOnce(const CaseSpec& spec, const Layout& layout, Dtype dtype, const Te
                                .contract = &contract,
                                .calls = run.calls,
                                .idle_experts = spec.numerics.idle_experts,
-                               .worst_case = options.worst_case};
+                               .worst_case = options.worst_case,
+                               .exact = spec.numerics.fill == Fill::kDyadic};
     result.judgement =
         options.judge ? options.judge(run.dump, inputs, judging) : Judge(run.dump, inputs, judging);
     result.verdict = result.judgement.verdict;

@@ -44,6 +44,7 @@ Result CheckOne(const CommonOptions& common, const std::string& folder) {
   JudgeOptions options{.golden = golden ? &*golden : nullptr};
   if (spec) {
     options.idle_experts = spec->numerics.idle_experts;
+    options.exact = spec->numerics.fill == Fill::kDyadic;
   }
   result.judgement = Judge(dump, *problem, options);
   result.verdict = result.judgement.verdict;

@@ -20,6 +20,10 @@
 namespace moe {
 namespace {
 
+// Of tolerances of the dyadic fill.
+constexpr const char* kExactWhy =
+    "every product and partial sum of the dyadic fill is exact in this dtype, in any order";
+
 // A signed sum over all elements, with signs that a swap or a shift would not keep.
 double DigestOf(const reference::Matrix& matrix, std::int64_t first) {
   double sum = 0.0;
@@ -100,9 +104,11 @@ std::map<Dtype, Judgement> MeasureFault(const CaseSpec& spec, const Layout& layo
   std::map<Dtype, Judgement> judgements;
   for (const Dtype dtype : spec.numerics.dtypes) {
     const RunDump run = MakeRunDump(spec, layout, dtype, outputs);
-    judgements[dtype] = Judge(
-        run.dump, inputs,
-        {.contract = &contract, .calls = run.calls, .idle_experts = spec.numerics.idle_experts});
+    judgements[dtype] = Judge(run.dump, inputs,
+                              {.contract = &contract,
+                               .calls = run.calls,
+                               .idle_experts = spec.numerics.idle_experts,
+                               .exact = spec.numerics.fill == Fill::kDyadic});
   }
   return judgements;
 }
@@ -137,6 +143,7 @@ void AddFaultFloors(const CaseSpec& spec, const InputGenerator& inputs, Golden& 
 Golden Regenerate(const CaseSpec& spec, const std::optional<Golden>& before,
                   std::vector<std::string>& remarks) {
   const InputGenerator inputs(spec);
+  const bool exact = spec.numerics.fill == Fill::kDyadic;  // judged with bound and tolerance 0
   Golden golden{.case_sha256 = Sha256OfFile(spec.path),
                 .smallest_logit_margin = inputs.smallest_logit_margin(),
                 .reference = ReferenceOf(spec, inputs)};
@@ -151,7 +158,7 @@ Golden Regenerate(const CaseSpec& spec, const std::optional<Golden>& before,
           .worst_case = RoundedUp(runs.worst_case),
           .detectable_scale = RoundedUp(runs.detectable_scale),
           .noise_floor = NoiseStep(runs.noise, bound, EntryOf(before, dtype, tensor)),
-          .why = DescribeRounding(dtype)};
+          .why = exact ? kExactWhy : DescribeRounding(dtype)};
     }
   }
   AddFaultFloors(spec, inputs, golden, remarks);

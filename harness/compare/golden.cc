@@ -63,6 +63,9 @@ GoldenTolerance ParseTolerance(const JsonNode& node) {
     node.Fail(fmt::format("tolerance {:.2e} is not {} times below the fault floor {:.2e}",
                           entry.tolerance, kClearance, *entry.fault_floor));
   }
+  if (entry.fault_floor && *entry.fault_floor == 0.0) {
+    node.Fail("fault floor is 0: a planted fault changes nothing, so no tolerance tells it");
+  }
   CheckRatio(node.At("noise_to_bound"), Ratio(entry.noise_floor, entry.bound));
   CheckRatio(node.At("fault_to_tolerance"),
              entry.fault_floor ? Ratio(*entry.fault_floor, entry.tolerance) : Json(nullptr));

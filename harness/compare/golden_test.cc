@@ -124,6 +124,20 @@ TEST_F(GoldenTest, RefusesARatioThatDoesNotFollow) {
       "#/tolerances/float32/d_gate_ED/noise_to_bound: is 0.4; the numbers beside it give 0.5");
 }
 
+// Of the dyadic fill: clean runs round nowhere, and any fault at all is clear of that.
+TEST_F(GoldenTest, AllowsNothingWhereNothingRounds) {
+  Gate() = {.fault_floor = 1e-30, .why = "exact"};
+  EXPECT_EQ(ComplaintOf(ToJson(golden_)), "");
+  Gate().noise_floor = 1e-30;
+  EXPECT_EQ(ComplaintOf(ToJson(golden_)),
+            "#/tolerances/float32/d_gate_ED: tolerance 0.00e+00 is not 4 times above the noise "
+            "floor 1.00e-30");
+  Gate() = {.fault_floor = 0.0, .why = "exact"};
+  EXPECT_EQ(ComplaintOf(ToJson(golden_)),
+            "#/tolerances/float32/d_gate_ED: fault floor is 0: a planted fault changes nothing, so "
+            "no tolerance tells it");
+}
+
 TEST_F(GoldenTest, SaysWhichTensorItLacks) {
   golden_.tolerances[Dtype::kFloat32].erase("d_w2_EDF");
   EXPECT_EQ(ComplaintOf(ToJson(golden_)),

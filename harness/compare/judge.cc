@@ -31,6 +31,13 @@ bool CoarsensAnything(const Manifest& manifest) {
   });
 }
 
+// Whether nothing may be off. An exact problem is so in bfloat16 and finer; float16 ends at 65504.
+bool AllowsNothing(const Manifest& manifest, const JudgeOptions& options) {
+  return options.exact && manifest.dtype != Dtype::kFloat16 &&
+         std::none_of(manifest.casts.begin(), manifest.casts.end(),
+                      [](const auto& cast) { return cast.second == Dtype::kFloat16; });
+}
+
 // One tensor on its way through the judge.
 class TensorJudge {
  public:
@@ -39,13 +46,15 @@ class TensorJudge {
         observed_(dump, name),
         scale_(RoundingOf(dump.manifest)),
         dtype_(dump.manifest.dtype),
-        golden_counts_(!CoarsensAnything(dump.manifest)) {
+        golden_counts_(!CoarsensAnything(dump.manifest)),
+        exact_(AllowsNothing(dump.manifest, options)) {
     finding_.tensor = name;
     tolerance_ = GoldenTolerance();
     for (const ObservedTensor::Holder& holder : observed_.holders()) {
       const auto units = static_cast<std::size_t>(observed_.UnitsOf(holder));
       measurement_.allowed.emplace_back(units, 0.0);
       measurement_.error.emplace_back(units, 0.0);
+      measurement_.is_wrong.emplace_back(units, false);
     }
   }
 
@@ -85,6 +94,7 @@ class TensorJudge {
   ScaleFit scale_;
   Dtype dtype_;
   bool golden_counts_;
+  bool exact_;
   std::optional<double> tolerance_;
   Finding finding_;
   Judgement::Measured measured_;
@@ -244,7 +254,7 @@ void TensorJudge::JudgeUnit(std::int64_t global_unit, const Matrix& value, const
     NoteCorruption(holder, global_unit, got);
     const double error = Distance(got, want);
     const double want_norm = Norm(want);
-    const double deviation_norm = Norm(sd);
+    const double deviation_norm = exact_ ? 0.0 : Norm(sd);
     const double allowed = AllowedError(want_norm, deviation_norm);
     want_squares_ += want_norm * want_norm;
     telling_units_ += kSafety * deviation_norm < kLargestTellingTolerance * want_norm ? 1 : 0;
@@ -268,9 +278,12 @@ void TensorJudge::JudgeUnit(std::int64_t global_unit, const Matrix& value, const
     finite = finite && std::isfinite(error);
     unit.holders.push_back(h);
     unit.got.push_back(std::move(got));
-    unit.allowed.push_back(allowed);
-    measurement_.allowed[h][static_cast<std::size_t>(local)] = allowed;
+    // A fault may round where a correct step does not: a mean over 3 ranks. Causes allow for that.
+    const double slack = exact_ ? kSafety * UnitRoundoff(dtype_) * want_norm : allowed;
+    unit.allowed.push_back(slack);
+    measurement_.allowed[h][static_cast<std::size_t>(local)] = slack;
     measurement_.error[h][static_cast<std::size_t>(local)] = error;
+    measurement_.is_wrong[h][static_cast<std::size_t>(local)] = wrong;
   }
   if (finite && finding_.verdict == Verdict::kFail) {
     CompareReplicas(unit, global_unit);
@@ -389,7 +402,9 @@ void DumpJudge::Vacuous(const std::string& tensor, const std::string& text) {
 
 void DumpJudge::CompareRouting() {
   RoutingComparison comparison =
-      moe::CompareRouting(dump_, problem_, /*must_be_decided=*/options_.contract != nullptr);
+      moe::CompareRouting(dump_, problem_,
+                          {.must_be_decided = options_.contract != nullptr,
+                           .is_exact = AllowsNothing(manifest_, options_)});
   judgement_.slots = manifest_.model.tokens * manifest_.model.top_k;
   judgement_.smallest_margin = comparison.smallest_margin;
   judgement_.routing_compared = comparison.finding.has_value();
@@ -547,7 +562,7 @@ Judgement DumpJudge::Run() {
   if (auto counts = CompareCounts(dump_, want.tokens_per_expert_E)) {
     judgement_.findings.push_back(std::move(*counts));
   }
-  Ledger ledger(manifest_, problem_, observed_routing_ ? *observed_routing_ : own_routing_);
+  Ledger ledger(manifest_, problem_, want.routing);
   for (const std::string& name : order) {
     judgement_.findings.push_back(judges_.at(name)->Finish(manifest_, ledger));
     judgement_.measured[name] = judges_.at(name)->measured();

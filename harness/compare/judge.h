@@ -25,6 +25,7 @@ struct JudgeOptions {
   std::vector<std::vector<std::string>> calls;
   std::vector<std::int64_t> idle_experts;  // without a token on purpose
   bool worst_case = false;                 // measure against the worst-case bound too
+  bool exact = false;  // the problem is one whose step rounds nowhere: nothing is allowed
 };
 
 struct Judgement {

@@ -291,6 +291,18 @@ TEST(Judge, AllowsTheRoundingOfTheDtypeAndNoMore) {
   EXPECT_EQ(judgement.verdict, Verdict::kFail);
 }
 
+TEST(Judge, AllowsNothingWhereTheProblemIsExact) {
+  const JudgeOptions exact{.exact = true};
+  EXPECT_TRUE(Passes(Step("tp2").Run().Judge(exact)));
+  Step step("tp2");
+  step.Run().Scale("d_gate_ED", 1.0 + 0x1p-52);
+  EXPECT_TRUE(Passes(step.Judge()));
+  EXPECT_EQ(step.FindingOf("d_gate_ED", exact).verdict, Verdict::kFail);
+  EXPECT_EQ(step.FindingOf("d_x_TD", exact).verdict, Verdict::kPass);
+  step.manifest.dtype = Dtype::kFloat16;  // ends at 65504, so it need not hold an exact problem
+  EXPECT_TRUE(Passes(step.Judge(exact)));
+}
+
 TEST(Judge, NamesTheSumThatIsMissing) {
   Step step("dp2.tp3.ep2.etp1");
   step.Run().LeaveShares("d_gate_ED", {Axis::kTp});
@@ -616,6 +628,25 @@ TEST(Judge, RefusesACaseThatRoundingDecides) {
   step.manifest.casts = {{"logits_TE", Dtype::kBfloat16}};
   EXPECT_TRUE(Has(ErrorOf([&] { step.Judge({.contract = &contract}); }),
                   "leaves the choice of experts to rounding in float64 (token "));
+}
+
+TEST(Judge, LetsNoNearTieFallTheOtherWayWhereTheProblemIsExact) {
+  Model model = SmallModel();
+  model.top_k = 1;
+  Step step("tp2", model);
+  step.manifest.dtype = Dtype::kBfloat16;
+  Values& gate = step.problem["gate_ED"];
+  std::copy_n(gate.begin(), 8, gate.begin() + 3 * 8);
+  gate[3 * 8] += 0x1p-10;  // between experts 0 and 3 far less decides than bfloat16 rounds
+  reference::Routing routing = step.Routing();
+  std::int64_t close = 0;
+  while (routing.topk_expert_TK(close, 0) % 3 != 0) {
+    ASSERT_LT(++close, model.tokens);
+  }
+  routing.topk_expert_TK(close, 0) = 3 - routing.topk_expert_TK(close, 0);
+  step.Run(&routing);
+  EXPECT_EQ(step.FindingOf("topk_expert_TK").verdict, Verdict::kPass);
+  EXPECT_EQ(step.FindingOf("topk_expert_TK", {.exact = true}).verdict, Verdict::kFail);
 }
 
 TEST(Judge, ComparesCountsExactly) {

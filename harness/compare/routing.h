@@ -25,11 +25,15 @@ struct RoutingComparison {
 // that is chosen instead of another has a selection score within the two worst-case bounds of the
 // other's. A tie is no failure.
 //
-// With `must_be_decided`, for a case: no choice of the reference may be within rounding, or a clean
-// run might fail by luck. Throws Error(dump.name, ...) for that, with the numbers; for experts that
-// do not exist or are named twice.
+// Throws Error(dump.name, ...) for a choice in doubt that must be decided, with the numbers; for
+// experts that do not exist or are named twice.
+struct RoutingRules {
+  // For a case: no choice of the reference may be within rounding, or a clean run might fail by luck.
+  bool must_be_decided = false;
+  bool is_exact = false;  // nothing rounds, so there are no ties
+};
 RoutingComparison CompareRouting(const Dump& dump, const reference::Problem& problem,
-                                 bool must_be_decided);
+                                 const RoutingRules& rules);
 
 // Token counts are whole numbers and compared exactly. Empty where they were not dumped.
 std::optional<Finding> CompareCounts(const Dump& dump,

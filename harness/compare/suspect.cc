@@ -28,7 +28,7 @@ Suspect::Suspect(const ObservedTensor& observed, const Measurement& measurement,
     Place whole{.holder = holder};
     for (std::size_t unit = 0; unit < errors.size(); ++unit) {
       const double excess = Excess(errors[unit], measurement.allowed[holder][unit]);
-      const bool is_wrong = !(excess <= 1.0);
+      const bool is_wrong = measurement.is_wrong[holder][unit];
       wrong_holders_[holder] = wrong_holders_[holder] || is_wrong;
       whole.excess = std::max(whole.excess, excess);
       whole.is_wrong = whole.is_wrong || is_wrong;
@@ -94,7 +94,7 @@ std::optional<Slice> Suspect::PlacesOn(const Piece& piece, std::int64_t rank) co
 
 bool Suspect::Explains(const Piece& piece, const std::vector<double>& values,
                        double& residual) const {
-  // Where nothing is allowed since all is exact, a share or a mean may still be rounded.
+  // Of a unit that should be zero.
   const double floor = 4.0 * UnitRoundoff(manifest_.dtype);
   for (std::size_t unit = 0; unit < piece.Units(); ++unit) {
     double difference = 0.0;

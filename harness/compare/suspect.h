@@ -15,8 +15,9 @@ namespace moe {
 
 // What the judge measured of one tensor, by holder and local unit; L2 norms.
 struct Measurement {
-  std::vector<std::vector<double>> allowed;
+  std::vector<std::vector<double>> allowed;  // by rounding, of whatever gives such values
   std::vector<std::vector<double>> error;
+  std::vector<std::vector<bool>> is_wrong;
 };
 
 // One expert of a holder's slice, or the whole of it where the tensor is no expert weight.
