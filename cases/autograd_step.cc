@@ -12,11 +12,18 @@ namespace {
 
 using at::Tensor;
 
-Tensor ReadLeaf(const Model& model, const TensorSource& inputs, const TensorInfo& info) {
+at::ScalarType ScalarTypeOf(Dtype dtype) {
+  return dtype == Dtype::kFloat64   ? at::kDouble
+         : dtype == Dtype::kFloat32 ? at::kFloat
+                                    : at::kBFloat16;
+}
+
+Tensor ReadLeaf(const Model& model, const TensorSource& inputs, const TensorInfo& info,
+                Dtype dtype) {
   Tensor leaf = at::empty(info.shape, at::kDouble);
   inputs.Read(info.name, WholeOf(ShapeOf(info.name, model)),
               {leaf.data_ptr<double>(), static_cast<std::size_t>(leaf.numel())});
-  return leaf.requires_grad_();
+  return leaf.to(ScalarTypeOf(dtype)).requires_grad_();
 }
 
 Tensor SwiGlu(const Tensor& x, const Tensor& w1, const Tensor& w3, const Tensor& w2) {
@@ -89,10 +96,10 @@ Tensor Forward(const Model& model, const std::map<std::string, Tensor>& leaf) {
 }  // namespace
 
 std::map<std::string, std::vector<double>> AutogradStep(const Model& model,
-                                                        const TensorSource& inputs) {
+                                                        const TensorSource& inputs, Dtype dtype) {
   std::map<std::string, Tensor> leaf;
   for (const TensorInfo& info : InputsOf(model)) {
-    leaf[info.name] = ReadLeaf(model, inputs, info);
+    leaf[info.name] = ReadLeaf(model, inputs, info, dtype);
   }
   const Tensor y_TD = Forward(model, leaf);
   std::vector<std::string> names;
@@ -108,7 +115,7 @@ std::map<std::string, std::vector<double>> AutogradStep(const Model& model,
 
   std::map<std::string, std::vector<double>> results;
   const auto keep = [&](const std::string& name, const Tensor& tensor) {
-    const Tensor whole = tensor.detach().contiguous();
+    const Tensor whole = tensor.detach().to(at::kDouble).contiguous();
     results[name].assign(whole.data_ptr<double>(), whole.data_ptr<double>() + whole.numel());
   };
   keep("y_TD", y_TD);
