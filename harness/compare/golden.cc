@@ -83,17 +83,17 @@ double RoundedUp(double number) {
 }
 
 double NoiseStep(double measured, double bound, const std::optional<GoldenTolerance>& before) {
-  constexpr double kMargin = 1.5;
-  constexpr int kLeast = 20;  // further below the bound nothing is worth telling apart
+  constexpr double kMargin = 1.25;
+  constexpr int kLeast = 40;  // further below the bound nothing is worth telling apart
   if (before && before->bound > 0.0) {
     const double step = before->noise_floor / before->bound * bound;
-    if (measured <= step && measured > step / 8.0) {
+    if (measured <= step && measured > step / 4.0) {
       return Rounded(step, 3);
     }
   }
   double step = bound;
-  for (int k = 0; k < kLeast && kMargin * measured <= step / 2.0; ++k) {
-    step /= 2.0;
+  for (int k = 1; k <= kLeast && kMargin * measured <= bound * std::exp2(-k / 2.0); ++k) {
+    step = bound * std::exp2(-k / 2.0);
   }
   return Rounded(step, 3);
 }

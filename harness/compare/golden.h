@@ -29,10 +29,10 @@ struct GoldenTolerance {
 // for its last bits, stays.
 double RoundedUp(double number);
 
-// Noise as it is recorded: `bound` over a power of two, the least that is 1.5 times what was
-// measured (or the bound itself). Rounding noise depends on the machine's kernels, by less than
-// that; so the step of `before`, where there is one, stays while the noise is within it and above
-// an eighth of it.
+// Noise as it is recorded: `bound` over a power of the square root of 2, the least that is 1.25
+// times what was measured (or the bound itself). Rounding noise depends on the machine's kernels,
+// so the step of `before`, where there is one, stays while the noise is within it and above a
+// quarter of it.
 double NoiseStep(double measured, double bound, const std::optional<GoldenTolerance>& before);
 
 // The effect of a fault as it is recorded: to two digits. It is measured in float64, far beyond

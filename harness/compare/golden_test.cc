@@ -189,8 +189,8 @@ TEST(RoundedUp, GoesUpToTwoDigitsAndStaysThere) {
 }
 
 TEST(NoiseStep, LeavesRoomForAnotherMachine) {
-  EXPECT_EQ(NoiseStep(0.16, 1.0, std::nullopt), 0.25);
-  EXPECT_EQ(NoiseStep(0.17, 1.0, std::nullopt), 0.5);
+  EXPECT_EQ(NoiseStep(0.399, 1.0, std::nullopt), 0.5);
+  EXPECT_EQ(NoiseStep(0.401, 1.0, std::nullopt), 0.707);
   EXPECT_EQ(NoiseStep(0.9, 1.0, std::nullopt), 1.0);
   EXPECT_EQ(NoiseStep(0.0, 0.0, std::nullopt), 0.0);
 }
@@ -198,9 +198,9 @@ TEST(NoiseStep, LeavesRoomForAnotherMachine) {
 TEST(NoiseStep, StaysUntilTheNoiseIsOutsideItOrFarBelow) {
   const GoldenTolerance before{.bound = 2.0, .noise_floor = 1.0};  // a half
   EXPECT_EQ(NoiseStep(0.5, 1.0, before), 0.5);
-  EXPECT_EQ(NoiseStep(0.51, 1.0, before), 1.0);
-  EXPECT_EQ(NoiseStep(0.063, 1.0, before), 0.5);
-  EXPECT_EQ(NoiseStep(0.062, 1.0, before), 0.125);
+  EXPECT_EQ(NoiseStep(0.51, 1.0, before), 0.707);
+  EXPECT_EQ(NoiseStep(0.126, 1.0, before), 0.5);
+  EXPECT_EQ(NoiseStep(0.124, 1.0, before), 0.177);
 }
 
 TEST(FaultStep, DecidesHalvesByMoreThanTheLastBit) {
