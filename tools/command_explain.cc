@@ -1,10 +1,14 @@
-// moegate explain: the problem of a case, its meshes, and the contract of its layouts as a table.
+// moegate explain: the problem of a case, what its tensors may be off by, its meshes, and the
+// contract of its layouts as a table.
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <optional>
 
+#include "harness/base/error.h"
+#include "harness/compare/golden.h"
 #include "tools/commands.h"
 #include "tools/selection.h"
 
@@ -56,6 +60,31 @@ void PrintContract(const StepContract& contract) {
   }
 }
 
+// What the golden file says of each tensor, relative to the norm of a slice.
+void PrintTolerances(const CommonOptions& common, const CaseSpec& spec) {
+  std::optional<Golden> golden;
+  try {
+    golden = ReadGolden(common.golden_folder, spec);
+  } catch (const Error& error) {
+    fmt::print("  no tolerances: {}\n", error.what());
+    return;
+  }
+  fmt::print("  smallest margin of a choice of experts, in logits: {:.1e}\n\n",
+             golden->smallest_logit_margin);
+  fmt::print("  {:<9} {:<16} {:>10} {:>10} {:>11} {:>9} {:>15} {:>17}\n", "dtype", "tensor",
+             "tolerance", "bound", "worst case", "noise", "smallest fault", "detectable scale");
+  for (const Dtype dtype : spec.numerics.dtypes) {
+    for (const TensorInfo& result : ResultsOf(spec.model)) {
+      const GoldenTolerance& entry = golden->tolerances.at(dtype).at(result.name);
+      fmt::print("  {:<9} {:<16} {:>10.1e} {:>10.1e} {:>11.1e} {:>9.1e} {:>15} {:>17.1e}\n",
+                 ToText(dtype), result.name, entry.tolerance, entry.bound, entry.worst_case,
+                 entry.noise_floor,
+                 entry.fault_floor ? fmt::format("{:.1e}", *entry.fault_floor) : "none planted",
+                 entry.detectable_scale);
+    }
+  }
+}
+
 }  // namespace
 
 int Explain(const CommonOptions& common, const std::string& target) {
@@ -75,6 +104,7 @@ int Explain(const CommonOptions& common, const std::string& target) {
                    : "");
     fmt::print("  program: tp_backward {}, dp_reduction {}\n", ToText(spec.program.tp_backward),
                ToText(spec.program.dp_reduction));
+    PrintTolerances(common, spec);
     for (const Layout& layout : selected.layouts) {
       const StepContract contract = MakeContract(m, layout, spec.program);
       fmt::print("\n{}@{}: {} ranks\n", spec.name, ToText(layout), layout.WorldSize());

@@ -54,7 +54,8 @@ int Main(int argc, char** argv) {
   std::string target;
   auto* explain = app.add_subcommand(
       "explain",
-      "Show a case's problem, its meshes, and which sums a correct step owes under each layout");
+      "Show a case's problem, what its tensors may be off by, its meshes, and which sums a correct "
+      "step owes under each layout");
   explain->add_option("CASE[@LAYOUT]", target, "A case, or one of its layouts")->required();
 
   std::vector<std::string> dumps;
