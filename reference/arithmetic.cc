@@ -60,15 +60,17 @@ double Arithmetic::RanksOf(Sum sum) const {
 // n sum_i term_i^2; terms of one sign make s_k grow evenly up to s, which gives n s^2 / 3. Both
 // are counted. Real kernels add in blocks and do better.
 //
-// The shares of p ranks are stored, then added one by one, since a ring has no blocks: with random
-// signs sum_k k / p and with one sign sum_k (k / p)^2 over the p partial sums, and the p shares.
+// The shares of p ranks are stored, then added one by one, since a ring has no blocks. The p shares
+// count 1 of the sum of squares or, where signs agree, 1 / p of the square; the partial sums from
+// k = 2 to p count sum_k k / p or sum_k (k / p)^2.
 Arithmetic::AdditionVariance Arithmetic::VarianceOfAdding(std::int64_t terms, Sum sum,
                                                           double share) const {
   const double local = Square(unit_.accumulate) * static_cast<double>(terms);
   AdditionVariance variance{.of_squares = local, .of_square = local / 3.0};
   if (const double p = RanksOf(sum); p > 1.0) {
-    variance.of_squares += Square(share) * ((p + 1.0) / 2.0 + 1.0);
-    variance.of_square += Square(share) * ((p + 1.0) * (2.0 * p + 1.0) / (6.0 * p) + 1.0 / p);
+    variance.of_squares += Square(share) * (1.0 + (p + 1.0) / 2.0 - 1.0 / p);
+    variance.of_square +=
+        Square(share) * (1.0 / p + (p + 1.0) * (2.0 * p + 1.0) / (6.0 * p) - 1.0 / (p * p));
   }
   return variance;
 }
