@@ -17,8 +17,8 @@ namespace moe {
 // 2 exp(-lambda^2 / 2) = 7e-4 if all errors of the slice had one cause, and the less the more
 // independent causes there are. Clean runs stay within the bound with lambda = 1, which regen
 // checks of every slice; so 4 is also the distance from noise that kClearance asks for. The
-// worst-case bound is 2 to 20 times as large as the probabilistic one (golden/), too wide to see a
-// wrong factor.
+// worst-case bound is 4 to 10,000 times as large as the probabilistic one (golden/), too wide to
+// see anything.
 inline constexpr double kSafety = 4.0;
 
 // The factor that fits a tensor as a whole (scale.h) is one normal number, so clean runs must stay
