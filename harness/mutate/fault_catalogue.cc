@@ -4,7 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
+
+#include "harness/mutate/contributions.h"
 
 namespace moe {
 namespace {
@@ -17,21 +18,6 @@ bool IsNear(double a, double b) {
 
 bool IsBatchAxis(Axis axis) {
   return axis == Axis::kDpReplicate || axis == Axis::kDpShard || axis == Axis::kCp;
-}
-
-using Groups = std::vector<std::vector<std::int64_t>>;         // of each rank
-using Contributions = std::vector<std::vector<std::int64_t>>;  // how often a rank holds another's
-
-Contributions Summed(const Contributions& held, const Groups& groups) {
-  Contributions sums(held.size(), std::vector<std::int64_t>(held.size(), 0));
-  for (std::size_t rank = 0; rank < held.size(); ++rank) {
-    for (const std::int64_t member : groups[rank]) {
-      const auto& of_member = held[static_cast<std::size_t>(member)];
-      std::transform(of_member.begin(), of_member.end(), sums[rank].begin(), sums[rank].begin(),
-                     std::plus<>());
-    }
-  }
-  return sums;
 }
 
 class Cataloguer {
@@ -75,15 +61,12 @@ class Cataloguer {
   double DataParallelRanks() const {
     return static_cast<double>(layout_.dp_replicate * layout_.dp_shard * layout_.cp);
   }
-  Groups GroupsOf(Axis axis) const;
-  Groups GroupsOf(const Mesh& mesh, const std::vector<Axis>& axes) const;
   Shape LocalShape(const ContractTensor& tensor) const;
   std::vector<Answer> Seen(const std::string& tensor, const Explanation& explanation) const;
   std::vector<Answer> ScaleAnswers(const ContractTensor& tensor, double factor) const;
   void AddSameNumbers(std::vector<Answer>& answers, const ContractTensor& tensor,
                       double factor) const;
   std::string WhyDropChangesNothing(const Reduction& reduction) const;
-  Contributions ContributionsTo(const ContractTensor& tensor, Axis wrong, Axis used) const;
   bool AddOtherNames(const ContractTensor& tensor, Axis wrong, Axis used,
                      std::vector<Answer>& answers) const;
 
@@ -100,43 +83,12 @@ void Cataloguer::Plant(const Fault& fault, std::string bug_class, std::vector<An
   planted_.push_back({fault, std::move(bug_class), std::move(answers), std::move(equivalent)});
 }
 
-// Who talks to whom on an axis. Axes of the two views can be the same groups of ranks.
-Groups Cataloguer::GroupsOf(Axis axis) const {
-  const Meshes& meshes = contract_.meshes;
-  return GroupsOf(meshes.dense.Has(axis) ? meshes.dense : meshes.expert, {axis});
-}
-
-Groups Cataloguer::GroupsOf(const Mesh& mesh, const std::vector<Axis>& axes) const {
-  Groups groups;
-  for (std::int64_t rank = 0; rank < mesh.WorldSize(); ++rank) {
-    groups.push_back(mesh.GroupOf(rank, axes));
-  }
-  return groups;
-}
-
-// Whose contributions to a parameter's gradient each rank holds, and how often, when its sum over
-// `wrong` went over `used`. Ranks of a settled axis have the same one, which bears the first's
-// name.
-Contributions Cataloguer::ContributionsTo(const ContractTensor& tensor, Axis wrong,
-                                          Axis used) const {
-  const auto world = static_cast<std::size_t>(layout_.WorldSize());
-  const Groups same = GroupsOf(contract_.meshes.Of(tensor.mesh), tensor.settled);
-  Contributions held(world, std::vector<std::int64_t>(world, 0));
-  for (std::size_t rank = 0; rank < world; ++rank) {
-    held[rank][static_cast<std::size_t>(same[rank].front())] = 1;
-  }
-  for (const Axis axis : tensor.owed) {
-    held = Summed(held, GroupsOf(axis == wrong ? used : axis));
-  }
-  return held;
-}
-
 // Where a sum over the wrong ranks leaves the same numbers as something else does, adds that.
 // Returns whether it leaves the right ones: another way to reach every rank once.
 bool Cataloguer::AddOtherNames(const ContractTensor& tensor, Axis wrong, Axis used,
                                std::vector<Answer>& answers) const {
-  const Contributions right = ContributionsTo(tensor, wrong, wrong);
-  const Contributions held = ContributionsTo(tensor, wrong, used);
+  const Contributions right = ContributionsTo(tensor, contract_.meshes, wrong, wrong);
+  const Contributions held = ContributionsTo(tensor, contract_.meshes, wrong, used);
   const std::int64_t times = *std::max_element(held[0].begin(), held[0].end());
   Contributions multiple = right;
   for (std::vector<std::int64_t>& of_rank : multiple) {
@@ -285,10 +237,10 @@ void Cataloguer::Mean(const ContractTensor& tensor, const Reduction& reduction) 
 }
 
 void Cataloguer::WrongGroups(const ContractTensor& tensor, const Reduction& reduction) {
-  std::vector<Groups> taken = {GroupsOf(reduction.axis)};
+  std::vector<Groups> taken = {GroupsOf(contract_.meshes, reduction.axis)};
   for (const Mesh* mesh : {&contract_.meshes.dense, &contract_.meshes.expert}) {
     for (const Axis axis : mesh->axes) {
-      const Groups groups = GroupsOf(axis);
+      const Groups groups = GroupsOf(contract_.meshes, axis);
       if (SizeOf(axis) == 1 || std::find(taken.begin(), taken.end(), groups) != taken.end()) {
         continue;
       }
@@ -296,7 +248,7 @@ void Cataloguer::WrongGroups(const ContractTensor& tensor, const Reduction& redu
       std::vector<Answer> answers;
       for (const Mesh* view : {&contract_.meshes.dense, &contract_.meshes.expert}) {
         for (const Axis same : view->axes) {
-          if (GroupsOf(same) == groups) {
+          if (GroupsOf(contract_.meshes, same) == groups) {
             const auto seen =
                 Seen(reduction.tensor,
                      {.cause = Cause::kWrongGroup, .axes = {reduction.axis}, .used = {same}});
