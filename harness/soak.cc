@@ -133,12 +133,13 @@ std::string ToText(const SoakResult& soak) {
     text += fmt::format("{}: errors reach {:.2f} times the expected one, of {:.0f} allowed ({})\n",
                         dtype, largest.first, kSafety, largest.second);
   }
-  return text + fmt::format(
-                    "{} clean steps in {:.1f} s ({:.0f} steps/s), {} alarms, {} errors; {} "
-                    "with an idle expert, {} seeds without clear margins left out\n",
-                    soak.steps, soak.seconds,
-                    static_cast<double>(soak.steps) / std::max(soak.seconds, 1e-9),
-                    soak.alarms.size(), soak.errors.size(), soak.vacuous, soak.refused_seeds);
+  return text +
+         fmt::format(
+             "{} clean steps in {:.1f} s ({:.0f} steps/s), {} alarms, {} errors; {} vacuous, "
+             "{} seeds without clear margins left out\n",
+             soak.steps, soak.seconds,
+             static_cast<double>(soak.steps) / std::max(soak.seconds, 1e-9), soak.alarms.size(),
+             soak.errors.size(), soak.vacuous, soak.refused_seeds);
 }
 
 }  // namespace moe
