@@ -39,6 +39,8 @@ std::string CauseText(const Explanation& e) {
       return fmt::format("ranks hold one another's shard along {}", AxesText(e.axes));
     case Cause::kStaleReplica:
       return "a replica differs from the others, which are right";
+    case Cause::kWrongFormula:
+      return fmt::format("wrong formula: as if {} were another", e.option);
     case Cause::kPrecision:
       return "right, but rounded more coarsely than its dtype";
     default:

@@ -244,6 +244,9 @@ std::vector<Fit> FindFactorCauses(const Suspect& suspect, const StepContract* co
   for (std::size_t index = 0; index < suspect.Pieces(); ++index) {
     everywhere = everywhere && suspect.HolderIsWrong(suspect.HolderOf(index));
   }
+  if (found->factor == 0.0 && !everywhere) {
+    return {};  // One rank that has nothing has lost no path.
+  }
   std::vector<Fit> fits;
   for (Explanation& cause : CausesOf(suspect, contract, found->factor, found->affected, paths)) {
     fits.push_back(

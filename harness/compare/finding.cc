@@ -7,7 +7,7 @@ namespace moe {
 namespace {
 
 // In the order of the enumeration.
-constexpr std::array<std::string_view, 18> kCauseNames = {"",
+constexpr std::array<std::string_view, 19> kCauseNames = {"",
                                                           "missing_sum",
                                                           "double_sum",
                                                           "mean_for_sum",
@@ -22,6 +22,7 @@ constexpr std::array<std::string_view, 18> kCauseNames = {"",
                                                           "misplaced_shard",
                                                           "stale_replica",
                                                           "precision",
+                                                          "wrong_formula",
                                                           "corruption",
                                                           "unexplained",
                                                           "ambiguous"};

@@ -31,6 +31,7 @@ enum class Cause {
   kMisplacedShard,       // a rank holds the slice of another one
   kStaleReplica,         // a rank holds something else than its replicas, which are right
   kPrecision,            // right, but rounded more coarsely than its dtype allows
+  kWrongFormula,         // as if one option of the model were another
   kCorruption,           // few elements wrong; NaN or Inf
   kUnexplained,
   kAmbiguous,  // several of the above give the same numbers
@@ -46,7 +47,8 @@ struct Explanation {
   std::vector<Axis> used;        // kWrongGroup: the axes that were summed over instead
   std::optional<double> factor;  // kWrongScale
   std::string path;              // kLostPath, kDoubledPath, or that a sum's cause is limited to
-  std::string permuted;          // kPermuted: "experts", "tokens", "hidden units"
+  std::string permuted;          // kPermuted: "experts", "tokens", "hidden units", "elements"
+  std::string option;            // kWrongFormula: "score_placement"
   std::vector<std::int64_t> sources;  // whose contribution was dropped or doubled: ranks
 };
 

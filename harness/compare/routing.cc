@@ -60,10 +60,9 @@ std::string MarginAndBound(const reference::Routing& own, Eigen::Index token) {
 RoutingComparison CompareRouting(const Dump& dump, const reference::Problem& problem,
                                  const RoutingRules& rules) {
   const Manifest& manifest = dump.manifest;
-  const reference::Routing own_routing =
-      reference::Route(manifest.model, problem.x_TD, problem.gate_ED, problem.gate_bias_E,
-                       problem.expert_bias_E,
-                       rules.is_exact ? reference::Rounding{} : RoundingOf(manifest));
+  const reference::Routing own_routing = reference::Route(
+      manifest.model, problem.x_TD, problem.gate_ED, problem.gate_bias_E, problem.expert_bias_E,
+      rules.is_exact ? reference::Rounding{} : RoundingOf(manifest));
   const Eigen::Index least = LeastDecided(own_routing);
   const bool in_doubt = own_routing.margin_T[least] <= own_routing.margin_bound_T[least];
   if (in_doubt && rules.must_be_decided) {

@@ -28,7 +28,8 @@ struct RoutingComparison {
 // Throws Error(dump.name, ...) for a choice in doubt that must be decided, with the numbers; for
 // experts that do not exist or are named twice.
 struct RoutingRules {
-  // For a case: no choice of the reference may be within rounding, or a clean run might fail by luck.
+  // For a case: no choice of the reference may be within rounding, or a clean run might fail by
+  // luck.
   bool must_be_decided = false;
   bool is_exact = false;  // nothing rounds, so there are no ties
 };

@@ -154,6 +154,40 @@ bool HiddenUnitsArePermuted(const Suspect& suspect) {
   return any && all;
 }
 
+// Values as they come from memory that is read as if it were not transposed: element k of the
+// result is element (k mod R, k / R) of what should have been read, [R, C]. Rows are read by all
+// ranks that share a sum over tp, one after the other.
+std::vector<double> Misread(const Suspect& suspect, const Piece& piece) {
+  const std::size_t columns = piece.slice.index.back().size();
+  const std::int64_t rank = suspect.observed().holders()[piece.holder].ranks.front();
+  std::vector<double> all;
+  std::size_t offset = 0;
+  const bool is_scattered =
+      (suspect.name() == "y_TD" || suspect.name() == "d_x_TD") && IsSharded(suspect, Axis::kTp);
+  for (const std::int64_t other :
+       is_scattered ? suspect.mesh().GroupOf(rank, {Axis::kTp}) : std::vector{rank}) {
+    offset = other == rank ? all.size() : offset;
+    const auto places = suspect.PlacesOn(piece, other);
+    const std::vector<double> part = places ? suspect.WholeAt(*places) : std::vector<double>();
+    all.insert(all.end(), part.begin(), part.end());
+  }
+  const std::size_t rows = all.size() / columns;
+  std::vector<double> values(piece.got.size());
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const std::size_t k = offset + i;
+    values[i] = k < all.size() ? all[k % rows * columns + k / rows] : 0.0;
+  }
+  return values;
+}
+
+bool ElementsArePermuted(const Suspect& suspect) {
+  return suspect.observed().claim().shape.size() > 1 &&
+         ForEachWrong(suspect, [&](const Piece& piece) {
+           double ignored = 0.0;
+           return suspect.Explains(piece, Misread(suspect, piece), ignored);
+         });
+}
+
 Fit FitOf(Explanation explanation) {
   return {.explanation = std::move(explanation)};
 }
@@ -256,6 +290,9 @@ std::optional<Fit> FindPermutation(const Suspect& suspect) {
   }
   if (HiddenUnitsArePermuted(suspect)) {
     return FitOf({.cause = Cause::kPermuted, .permuted = "hidden units"});
+  }
+  if (ElementsArePermuted(suspect)) {
+    return FitOf({.cause = Cause::kPermuted, .permuted = "elements"});
   }
   return std::nullopt;
 }

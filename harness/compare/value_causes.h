@@ -11,7 +11,8 @@ namespace moe {
 // The wrong ranks hold the slice that another rank should hold. Names the axes along which.
 std::optional<Fit> FindMisplacedShard(const Suspect& suspect);
 
-// The wrong ranks hold the right experts, tokens or hidden units in another order.
+// The wrong ranks hold the right experts, tokens or hidden units in another order; or the elements
+// of a transposed view in the order of its memory.
 std::optional<Fit> FindPermutation(const Suspect& suspect);
 
 // Each rank's share is divided by its own number of tokens, where the

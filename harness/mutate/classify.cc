@@ -31,6 +31,7 @@ bool Says(const Explanation& said, const Explanation& wanted, Dtype dtype) {
          (wanted.used.empty() || IsSameSet(said.used, wanted.used)) &&
          (wanted.path.empty() || said.path == wanted.path) &&
          (wanted.permuted.empty() || said.permuted == wanted.permuted) &&
+         (wanted.option.empty() || said.option == wanted.option) &&
          (wanted.sources.empty() || IsSameSet(said.sources, wanted.sources));
 }
 
@@ -172,7 +173,7 @@ std::string Describe(const Explanation& explanation) {
   if (explanation.factor) {
     text += fmt::format(" {:.6g}", *explanation.factor);
   }
-  for (const std::string& word : {explanation.path, explanation.permuted}) {
+  for (const std::string& word : {explanation.path, explanation.permuted, explanation.option}) {
     text += word.empty() ? "" : " " + word;
   }
   if (!explanation.sources.empty()) {

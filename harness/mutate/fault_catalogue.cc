@@ -63,6 +63,7 @@ class Cataloguer {
   }
   Shape LocalShape(const ContractTensor& tensor) const;
   std::vector<Answer> Seen(const std::string& tensor, const Explanation& explanation) const;
+  std::vector<Answer> Everywhere(const Explanation& explanation) const;
   std::vector<Answer> ScaleAnswers(const ContractTensor& tensor, double factor) const;
   void AddSameNumbers(std::vector<Answer>& answers, const ContractTensor& tensor,
                       double factor) const;
@@ -156,6 +157,17 @@ std::vector<Answer> Cataloguer::Seen(const std::string& tensor,
     answers.push_back({"d_gate_ED", explanation});
     if (model_.gate_bias) {
       answers.push_back({"d_gate_bias_E", explanation});
+    }
+  }
+  return answers;
+}
+
+// The same cause on every result.
+std::vector<Answer> Cataloguer::Everywhere(const Explanation& explanation) const {
+  std::vector<Answer> answers;
+  for (const ContractTensor& tensor : contract_.tensors) {
+    if (tensor.result) {
+      answers.push_back({tensor.name, explanation});
     }
   }
   return answers;
@@ -302,7 +314,11 @@ void Cataloguer::AtReduction(const ContractTensor& tensor, Axis axis) {
   AtRanks(tensor, reduction);
   const bool has_rows_and_columns = tensor.shape.size() != 1;
   if (has_rows_and_columns) {
-    Plant({.kind = Kind::kMisread, .reduction = reduction}, "FC33", {});
+    // Inside the step the elements meet others afterwards, and no order is left to be seen.
+    Plant({.kind = Kind::kMisread, .reduction = reduction}, "FC33",
+          tensor.result ? std::vector<Answer>{{tensor.name,
+                                               {.cause = Cause::kPermuted, .permuted = "elements"}}}
+                        : std::vector<Answer>{});
   }
 }
 
@@ -385,7 +401,8 @@ void Cataloguer::ExpertShares(const ContractTensor& tensor) {
     Plant({.kind = Kind::kLocalNorm, .tensor = tensor.name}, "FC9",
           {{tensor.name, {.cause = Cause::kLocalNormaliser}}});
   }
-  Plant({.kind = Kind::kIdleGarbage, .tensor = tensor.name}, "FC20", {});
+  Plant({.kind = Kind::kIdleGarbage, .tensor = tensor.name}, "FC20",
+        {{tensor.name, {.cause = Cause::kCorruption}}});
 }
 
 void Cataloguer::AtResult(const ContractTensor& tensor) {
@@ -445,9 +462,11 @@ void Cataloguer::Paths() {
 
 void Cataloguer::BetweenCollectives() {
   if (layout_.sp && layout_.tp > 1) {
-    for (const char* tensor : {"d_y_TD", "x_TD"}) {
-      Plant({.kind = Kind::kDropGather, .reduction = {tensor, Axis::kTp}}, "FC3", {});
-    }
+    // Without the cotangents of the others' rows every gradient has the own rows' part alone.
+    // Without the rows themselves the forward pass is another one, which no sum explains.
+    Plant({.kind = Kind::kDropGather, .reduction = {"d_y_TD", Axis::kTp}}, "FC3",
+          Everywhere({.cause = Cause::kMissingSum, .axes = {Axis::kTp}}));
+    Plant({.kind = Kind::kDropGather, .reduction = {"x_TD", Axis::kTp}}, "FC3", {});
   }
   Plant({.kind = Kind::kShuffleRows}, "FC17", {});
   if (model_.experts / layout_.ep > 1) {
@@ -460,7 +479,12 @@ void Cataloguer::BetweenCollectives() {
 
 void Cataloguer::OtherModels() {
   for (const char* key : {"score_function", "score_placement", "route_norm", "route_scale"}) {
-    Plant({.kind = Kind::kModel, .name = key}, "FC22", {});
+    std::vector<Answer> answers = Everywhere({.cause = Cause::kWrongFormula, .option = key});
+    if (key == std::string("route_scale")) {  // often no more than a factor
+      const auto factors = Everywhere({.cause = Cause::kWrongScale});
+      answers.insert(answers.end(), factors.begin(), factors.end());
+    }
+    Plant({.kind = Kind::kModel, .name = key}, "FC22", std::move(answers));
   }
   if (model_.expert_bias) {
     Plant({.kind = Kind::kModel, .name = "expert_bias"}, "FC22", {});
@@ -469,10 +493,27 @@ void Cataloguer::OtherModels() {
 
 void Cataloguer::Counts() {
   const std::string counts = "tokens_per_expert_E";
-  Plant({.kind = Kind::kScale, .tensor = counts, .factor = 2.0}, "FC12", {});
+  std::vector<Answer> doubled = {{counts, {.cause = Cause::kWrongScale, .factor = 2.0}}};
+  for (const Axis axis : contract_.meshes.dense.axes) {
+    if (SizeOf(axis) == 2) {
+      doubled.push_back({counts, {.cause = Cause::kDoubleSum, .axes = {axis}}});
+    }
+  }
+  Plant({.kind = Kind::kScale, .tensor = counts, .factor = 2.0}, "FC12", doubled);
+  // A rank whose counts no other rank adds to says nothing, or twice as much, on its own.
+  const bool has_replicas = layout_.tp > 1 && !layout_.sp;
   for (const std::int64_t rank : ranks_) {
-    Plant({.kind = Kind::kSkipRank, .tensor = counts, .rank = rank}, "FC12", {});
-    Plant({.kind = Kind::kDoubleRank, .tensor = counts, .rank = rank}, "FC12", {});
+    std::vector<Answer> skipped = {
+        {counts, {.cause = Cause::kDroppedContribution, .sources = {rank}}}};
+    std::vector<Answer> twice = {
+        {counts, {.cause = Cause::kDoubledContribution, .sources = {rank}}}};
+    if (has_replicas || layout_.WorldSize() == 1) {
+      skipped.push_back({counts, {.cause = Cause::kStaleReplica}});
+      skipped.push_back({counts, {.cause = Cause::kLostPath}});
+      twice.insert(twice.end(), doubled.begin(), doubled.end());
+    }
+    Plant({.kind = Kind::kSkipRank, .tensor = counts, .rank = rank}, "FC12", skipped);
+    Plant({.kind = Kind::kDoubleRank, .tensor = counts, .rank = rank}, "FC12", twice);
   }
 }
 

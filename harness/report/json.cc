@@ -38,6 +38,9 @@ void AddExplanation(const Explanation& explanation, Json& json) {
   if (!explanation.permuted.empty()) {
     json["permuted"] = explanation.permuted;
   }
+  if (!explanation.option.empty()) {
+    json["option"] = explanation.option;
+  }
   if (!explanation.sources.empty()) {
     json["sources"] = explanation.sources;
   }
