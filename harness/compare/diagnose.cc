@@ -120,7 +120,8 @@ std::vector<Fit> TensorDiagnosis::Compete(std::vector<Fit> fits) const {
   const auto is_whole_sum = [](const Fit& fit) {
     return fit.explanation.cause != Cause::kDroppedContribution &&
            fit.explanation.cause != Cause::kDoubledContribution &&
-           fit.explanation.cause != Cause::kWrongGroup;
+           fit.explanation.cause != Cause::kWrongGroup &&
+           fit.explanation.cause != Cause::kWrongScale;
   };
   if (!log_.IsKnown()) {
     Prefer(different, is_whole_sum);

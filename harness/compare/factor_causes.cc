@@ -114,7 +114,7 @@ double Snap(double factor, double uncertainty) {
 }
 
 bool Explains(const Suspect& suspect, const std::vector<std::string>& paths,
-              const std::vector<double>& factors, double& residual) {
+              const std::vector<double>& factors, FitQuality& quality) {
   for (std::size_t index = 0; index < suspect.Pieces(); ++index) {
     if (!suspect.HolderIsWrong(suspect.HolderOf(index))) {
       continue;
@@ -129,7 +129,7 @@ bool Explains(const Suspect& suspect, const std::vector<std::string>& paths,
         predicted[i] += factors[path] * part[i];
       }
     }
-    if (!suspect.Explains(piece, predicted, residual)) {
+    if (!suspect.Explains(piece, predicted, quality)) {
       return false;
     }
   }
@@ -175,13 +175,13 @@ std::vector<Explanation> CausesOf(const Suspect& suspect, const StepContract* co
 struct FactorFit {
   double factor = 1.0;
   std::vector<bool> affected;
-  double residual = 0.0;
+  FitQuality quality;
 };
 
 // The factors that the holder with the smallest uncertainty gives, if they explain all holders.
 std::optional<std::vector<double>> CommonFactors(const Suspect& suspect,
                                                  const std::vector<std::string>& paths,
-                                                 double& residual) {
+                                                 FitQuality& quality) {
   const auto holders = FitHolders(suspect, paths);
   if (holders.empty()) {
     return std::nullopt;
@@ -195,25 +195,25 @@ std::optional<std::vector<double>> CommonFactors(const Suspect& suspect,
   for (Eigen::Index path = 0; path < fit.factor.size(); ++path) {
     snapped.push_back(Snap(fit.factor(path), fit.uncertainty(path)));
   }
-  if (Explains(suspect, paths, snapped, residual)) {
+  if (Explains(suspect, paths, snapped, quality) && quality.Helps()) {
     return snapped;
   }
-  residual = 0.0;
+  quality = {};
   const std::vector<double> raw(fit.factor.data(), fit.factor.data() + fit.factor.size());
-  return Explains(suspect, paths, raw, residual) ? std::optional(raw) : std::nullopt;
+  return Explains(suspect, paths, raw, quality) && quality.Helps() ? std::optional(raw)
+                                                                   : std::nullopt;
 }
 
 std::optional<FactorFit> FindFactor(const Suspect& suspect, const std::vector<std::string>& paths) {
   FactorFit fit;
   // The simplest first: the whole tensor, as if it had one path.
-  if (const auto factor = CommonFactors(suspect, {""}, fit.residual)) {
+  if (const auto factor = CommonFactors(suspect, {""}, fit.quality)) {
     fit.factor = factor->front();
     fit.affected.assign(paths.size(), true);
     return fit;
   }
-  fit.residual = 0.0;
-  const auto factors =
-      paths.size() > 1 ? CommonFactors(suspect, paths, fit.residual) : std::nullopt;
+  fit.quality = {};
+  const auto factors = paths.size() > 1 ? CommonFactors(suspect, paths, fit.quality) : std::nullopt;
   if (!factors) {
     return std::nullopt;
   }
@@ -236,8 +236,7 @@ std::optional<FactorFit> FindFactor(const Suspect& suspect, const std::vector<st
 std::vector<Fit> FindFactorCauses(const Suspect& suspect, const StepContract* contract) {
   const std::vector<std::string> paths = suspect.ledger().PathsOf(suspect.name());
   const auto found = FindFactor(suspect, paths);
-  // A factor that is nearer to 1 than what it leaves unexplained explains nothing.
-  if (!found || std::abs(found->factor - 1.0) <= 2.0 * found->residual) {
+  if (!found) {
     return {};
   }
   bool everywhere = true;
@@ -249,8 +248,9 @@ std::vector<Fit> FindFactorCauses(const Suspect& suspect, const StepContract* co
   }
   std::vector<Fit> fits;
   for (Explanation& cause : CausesOf(suspect, contract, found->factor, found->affected, paths)) {
-    fits.push_back(
-        {.explanation = std::move(cause), .residual = found->residual, .everywhere = everywhere});
+    fits.push_back({.explanation = std::move(cause),
+                    .residual = found->quality.residual,
+                    .everywhere = everywhere});
   }
   return fits;
 }

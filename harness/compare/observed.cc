@@ -13,12 +13,7 @@ ObservedTensor::ObservedTensor(const Dump& dump, const std::string& name)
   const char first = underscore + 1 < name.size() ? name[underscore + 1] : ' ';
   // A vector over experts (gate_bias_E) is one slice: a single number has no norm to speak of.
   has_units_ = claim_->shape.size() > 1 && (first == 'T' || first == 'E');
-  std::vector<Axis> partial;
-  for (const Axis axis : mesh_->axes) {
-    if (PlacementOn(claim_->placements, axis).kind == Placement::Kind::kPartial) {
-      partial.push_back(axis);
-    }
-  }
+  const std::vector<Axis> partial = PartialAxes();
   for (std::int64_t rank = 0; rank < mesh_->WorldSize(); ++rank) {
     const auto group = mesh_->GroupOf(rank, partial);
     if (group.front() == rank) {
@@ -33,6 +28,16 @@ ObservedTensor::ObservedTensor(const Dump& dump, const std::string& name)
       holders_.push_back(std::move(holder));
     }
   }
+}
+
+std::vector<Axis> ObservedTensor::PartialAxes() const {
+  std::vector<Axis> partial;
+  for (const Axis axis : mesh_->axes) {
+    if (PlacementOn(claim_->placements, axis).kind == Placement::Kind::kPartial) {
+      partial.push_back(axis);
+    }
+  }
+  return partial;
 }
 
 std::int64_t ObservedTensor::UnitsOf(const Holder& holder) const {

@@ -26,6 +26,9 @@ class ObservedTensor {
   const Mesh& mesh() const { return *mesh_; }
   const std::vector<Holder>& holders() const { return holders_; }
 
+  // Axes over which the producer owes a sum, which the judge has carried out.
+  std::vector<Axis> PartialAxes() const;
+
   // Units are what is judged on its own: each expert of a tensor that begins with E, each token of
   // one that begins with T, else the whole slice.
   bool HasUnits() const { return has_units_; }

@@ -10,7 +10,7 @@ namespace {
 
 // Whether over each group of `axes` the values differ and add up to what each should be.
 bool AddUp(const Suspect& suspect, const Mesh& mesh, const std::vector<Axis>& axes,
-           double& residual) {
+           FitQuality& quality) {
   std::map<std::pair<std::size_t, std::int64_t>, std::size_t> index_of;
   for (std::size_t index = 0; index < suspect.Pieces(); ++index) {
     const Piece piece = suspect.Load(index);
@@ -33,7 +33,7 @@ bool AddUp(const Suspect& suspect, const Mesh& mesh, const std::vector<Axis>& ax
       std::transform(piece.got.begin(), piece.got.end(), other.got.begin(), piece.got.begin(),
                      std::plus<>());
     }
-    if (!suspect.Explains(piece, piece.want, residual)) {
+    if (!suspect.Explains(piece, piece.want, quality)) {
       return false;
     }
   }
@@ -55,10 +55,10 @@ std::vector<Fit> FindReplicaSums(const Suspect& suspect) {
       }
     }
     for (const auto& product : ProductsOf(axes)) {
-      double residual = 0.0;
-      if (AddUp(suspect, *mesh, product, residual)) {
-        fits.push_back(
-            {.explanation = {.cause = Cause::kMissingSum, .axes = product}, .residual = residual});
+      FitQuality quality;
+      if (AddUp(suspect, *mesh, product, quality)) {
+        fits.push_back({.explanation = {.cause = Cause::kMissingSum, .axes = product},
+                        .residual = quality.residual});
       }
     }
   }

@@ -184,7 +184,7 @@ std::optional<Fit> FindRanksOfShares(const SumCauses& sums, const Suspect& suspe
     }
     std::vector<std::int64_t> dropped;
     std::vector<std::int64_t> doubled;
-    double residual = 0.0;
+    FitQuality quality;
     bool fits = true;
     for (std::size_t index = 0; index < suspect.Pieces() && fits; ++index) {
       if (!suspect.IsWrong(index)) {
@@ -212,16 +212,16 @@ std::optional<Fit> FindRanksOfShares(const SumCauses& sums, const Suspect& suspe
           predicted[k] += times * shares[i][k];
         }
       }
-      fits = fits && suspect.Explains(piece, predicted, residual);
+      fits = fits && suspect.Explains(piece, predicted, quality);
     }
-    if (fits && dropped.empty() != doubled.empty()) {
+    if (fits && quality.Helps() && dropped.empty() != doubled.empty()) {
       auto& ranks = dropped.empty() ? doubled : dropped;
       std::sort(ranks.begin(), ranks.end());
       return Fit{.explanation = {.cause = dropped.empty() ? Cause::kDoubledContribution
                                                           : Cause::kDroppedContribution,
                                  .axes = plan.sums,
                                  .sources = ranks},
-                 .residual = residual,
+                 .residual = quality.residual,
                  .spread = plan.spread};
     }
   }

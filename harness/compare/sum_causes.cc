@@ -227,7 +227,7 @@ void SumCauses::Try(const Plan& plan, const std::vector<SumHypothesis>& hypothes
   struct Trial {
     const SumHypothesis* hypothesis;
     std::vector<bool> affected;
-    double residual = 0.0;
+    FitQuality quality;
     bool everywhere = true;
   };
   std::vector<Trial> trials;
@@ -241,7 +241,7 @@ void SumCauses::Try(const Plan& plan, const std::vector<SumHypothesis>& hypothes
     Shares shares{.piece = &piece, .spread = plan.spread};
     std::erase_if(trials, [&](Trial& trial) {
       const auto predicted = Predict(shares, plan, trial.hypothesis->table, right, trial.affected);
-      if (predicted && suspect_.Explains(piece, *predicted, trial.residual)) {
+      if (predicted && suspect_.Explains(piece, *predicted, trial.quality)) {
         return false;
       }
       // A rank that a sum left out may be the only one that is wrong.
@@ -256,7 +256,10 @@ void SumCauses::Try(const Plan& plan, const std::vector<SumHypothesis>& hypothes
     });
   }
   for (const Trial& trial : trials) {
-    Fit fit{trial.hypothesis->explanation, trial.residual, plan.spread, trial.everywhere};
+    if (!trial.quality.Helps()) {
+      continue;
+    }
+    Fit fit{trial.hypothesis->explanation, trial.quality.residual, plan.spread, trial.everywhere};
     fit.explanation.path = PathText(paths_, trial.affected);
     fits.push_back(std::move(fit));
   }
@@ -280,7 +283,8 @@ std::vector<Fit> SumCauses::Find() {
     const SumQuestion question{.meshes = &meshes,
                                .own = suspect_.observed().claim().mesh,
                                .sums = plan.sums,
-                               .order_is_known = contract_ != nullptr};
+                               .order_is_known = contract_ != nullptr,
+                               .judged = suspect_.observed().PartialAxes()};
     Try(plan, SumHypothesesOf(question), right, fits);
   }
   return fits;

@@ -70,8 +70,16 @@ class HypothesisList {
     }
   }
 
+  bool IsJudged(Axis axis) const {
+    return std::find(question_.judged.begin(), question_.judged.end(), axis) !=
+           question_.judged.end();
+  }
+
   void AddMissing(const std::vector<Axis>& axes) {
     for (const auto& product : ProductsOf(axes)) {
+      if (std::any_of(product.begin(), product.end(), [&](Axis axis) { return IsJudged(axis); })) {
+        continue;
+      }
       Add({.cause = Cause::kMissingSum, .axes = product}, WithoutSums(meshes_, right_, product));
     }
   }
@@ -105,7 +113,7 @@ class HypothesisList {
   void AddWrongGroups(std::size_t place) {
     const Axis owed = question_.sums[place];
     for (const Axis used : all_axes_) {
-      if (used == owed || GroupOf(used) == GroupOf(owed)) {
+      if (IsJudged(owed) || used == owed || GroupOf(used) == GroupOf(owed)) {
         continue;
       }
       for (SumTable& table : With(place, GroupOf(used))) {

@@ -33,6 +33,7 @@ struct SumQuestion {
   MeshKind own = MeshKind::kDense;  // the mesh that the tensor lies on
   std::vector<Axis> sums;           // that a right step makes, in order
   bool order_is_known = false;
+  std::vector<Axis> judged;  // of these sums, those that the judge made: they happened, and rightly
 };
 
 // Everything that can go wrong with one of these sums and changes more than a factor: missing over

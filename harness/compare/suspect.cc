@@ -93,20 +93,26 @@ std::optional<Slice> Suspect::PlacesOn(const Piece& piece, std::int64_t rank) co
 }
 
 bool Suspect::Explains(const Piece& piece, const std::vector<double>& values,
-                       double& residual) const {
-  // Of a unit that should be zero.
-  const double floor = 4.0 * UnitRoundoff(manifest_.dtype);
+                       FitQuality& quality) const {
+  const double floor = 4.0 * UnitRoundoff(manifest_.dtype);  // of a unit that should be zero
   for (std::size_t unit = 0; unit < piece.Units(); ++unit) {
-    double difference = 0.0;
+    double left = 0.0;
+    double before = 0.0;
     double want = 0.0;
     double size = 0.0;
     for (std::size_t i = unit * piece.unit_size; i < (unit + 1) * piece.unit_size; ++i) {
       const double d = piece.got[i] - values[i];
-      difference += d * d;
+      const double e = piece.got[i] - piece.want[i];
+      left += d * d;
+      before += e * e;
       want += piece.want[i] * piece.want[i];
       size += values[i] * values[i];
     }
-    difference = std::sqrt(difference);
+    if (piece.is_wrong) {
+      quality.left += left;
+      quality.before += before;
+    }
+    const double difference = std::sqrt(left);
     want = std::sqrt(want);
     size = std::sqrt(size);
     const double allowed = piece.allowed[unit];
@@ -117,7 +123,7 @@ bool Suspect::Explains(const Piece& piece, const std::vector<double>& values,
       return false;
     }
     if (want > 0.0) {
-      residual = std::max(residual, difference / std::max(want, size));
+      quality.residual = std::max(quality.residual, difference / std::max(want, size));
     }
   }
   return true;

@@ -34,6 +34,18 @@ struct Piece {
   std::size_t Units() const { return allowed.size(); }
 };
 
+// How well an explanation fits the pieces that it was asked about.
+struct FitQuality {
+  double residual = 0.0;  // largest relative difference that it leaves in a unit
+  // Squared differences in wrong pieces: what it leaves, and what there is without it.
+  double left = 0.0;
+  double before = 0.0;
+
+  // Near the tolerance nearly right values are within rounding of many things: an explanation must
+  // take away most of the error too.
+  bool Helps() const { return left <= 0.25 * before; }
+};
+
 class Suspect {
  public:
   // All must outlive this.
@@ -58,9 +70,8 @@ class Suspect {
   std::optional<Slice> PlacesOn(const Piece& piece, std::int64_t rank) const;
   std::vector<double> WholeAt(const Slice& slice) const;
 
-  // Whether `values` are what the piece holds, unit by unit, up to rounding; `residual` becomes the
-  // larger of itself and the largest relative difference.
-  bool Explains(const Piece& piece, const std::vector<double>& values, double& residual) const;
+  // Whether `values` are what the piece holds, unit by unit, up to rounding; adds to `quality`.
+  bool Explains(const Piece& piece, const std::vector<double>& values, FitQuality& quality) const;
 
  private:
   struct Place {

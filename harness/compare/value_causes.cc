@@ -96,19 +96,22 @@ std::pair<double, double> SlackOf(const Suspect& suspect, const Piece& piece, st
 bool ExpertsArePermuted(const Suspect& suspect) {
   const auto& holders = suspect.observed().holders();
   std::map<std::size_t, std::set<std::int64_t>> taken;  // by holder
-  return ForEachWrong(suspect, [&](const Piece& piece) {
-    double ignored = 0.0;
+  FitQuality quality;
+  const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
     for (const std::int64_t expert : holders[piece.holder].slice.index[0]) {
       Slice slice = piece.slice;
       slice.index[0] = {expert};
+      FitQuality with = quality;
       if (!taken[piece.holder].contains(expert) &&
-          suspect.Explains(piece, suspect.WholeAt(slice), ignored)) {
+          suspect.Explains(piece, suspect.WholeAt(slice), with)) {
         taken[piece.holder].insert(expert);
+        quality = with;
         return true;
       }
     }
     return false;
   });
+  return all && quality.Helps();
 }
 
 // Rows that are judged one by one in another order, within the rank or among all rows.
@@ -141,8 +144,7 @@ bool HiddenUnitsArePermuted(const Suspect& suspect) {
   }
   bool any = false;
   const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
-    double ignored = 0.0;
-    if (suspect.Explains(piece, piece.want, ignored)) {
+    if (!piece.is_wrong) {
       return true;
     }
     any = true;
@@ -181,11 +183,13 @@ std::vector<double> Misread(const Suspect& suspect, const Piece& piece) {
 }
 
 bool ElementsArePermuted(const Suspect& suspect) {
+  FitQuality quality;
   return suspect.observed().claim().shape.size() > 1 &&
-         ForEachWrong(suspect, [&](const Piece& piece) {
-           double ignored = 0.0;
-           return suspect.Explains(piece, Misread(suspect, piece), ignored);
-         });
+         ForEachWrong(suspect,
+                      [&](const Piece& piece) {
+                        return suspect.Explains(piece, Misread(suspect, piece), quality);
+                      }) &&
+         quality.Helps();
 }
 
 Fit FitOf(Explanation explanation) {
@@ -228,7 +232,7 @@ std::vector<std::size_t> OutliersOf(const Piece& piece, std::size_t unit, std::s
 std::optional<Fit> FindMisplacedShard(const Suspect& suspect) {
   const Mesh& mesh = suspect.mesh();
   std::map<std::size_t, std::set<std::int64_t>> possible;  // holder -> ranks whose slice it has
-  double residual = 0.0;
+  FitQuality quality;
   const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
     auto found = possible.find(piece.holder);
     if (found == possible.end()) {
@@ -238,21 +242,20 @@ std::optional<Fit> FindMisplacedShard(const Suspect& suspect) {
       }
       found = possible.emplace(piece.holder, std::move(ranks)).first;
     }
-    double best = INFINITY;
+    const FitQuality before = quality;
     std::erase_if(found->second, [&](std::int64_t rank) {
       const auto places = suspect.PlacesOn(piece, rank);
-      double own = 0.0;
+      FitQuality with = before;
       if (!places || places->index == piece.slice.index ||
-          !suspect.Explains(piece, suspect.WholeAt(*places), own)) {
+          !suspect.Explains(piece, suspect.WholeAt(*places), with)) {
         return true;
       }
-      best = std::min(best, own);
+      quality = with;
       return false;
     });
-    residual = std::max(residual, best);
     return !found->second.empty();
   });
-  if (!all || possible.empty()) {
+  if (!all || possible.empty() || !quality.Helps()) {
     return std::nullopt;
   }
   std::vector<Axis> along;
@@ -277,7 +280,7 @@ std::optional<Fit> FindMisplacedShard(const Suspect& suspect) {
     }
   }
   Fit fit = FitOf({.cause = Cause::kMisplacedShard, .axes = along});
-  fit.residual = residual;
+  fit.residual = quality.residual;
   return fit;
 }
 
@@ -302,7 +305,7 @@ std::optional<Fit> FindLocalNormaliser(const Suspect& suspect, const SumCauses& 
   for (const SumCauses::Plan& plan : sums.plans()) {
     for (const auto& axes : ProductsOf(plan.sums)) {
       for (double Tokens::*count : {&Tokens::tokens, &Tokens::rows, &Tokens::slots}) {
-        double residual = 0.0;
+        FitQuality quality;
         bool differ = false;
         const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
           const auto parts = sums.TokensAlong(piece, plan, axes);
@@ -322,11 +325,11 @@ std::optional<Fit> FindLocalNormaliser(const Suspect& suspect, const SumCauses& 
               predicted[i] += factor * shares[part][i];
             }
           }
-          return shares.size() == parts.size() && suspect.Explains(piece, predicted, residual);
+          return shares.size() == parts.size() && suspect.Explains(piece, predicted, quality);
         });
-        if (all && differ) {
+        if (all && differ && quality.Helps()) {
           Fit fit = FitOf({.cause = Cause::kLocalNormaliser, .axes = axes});
-          fit.residual = residual;
+          fit.residual = quality.residual;
           return fit;
         }
       }
