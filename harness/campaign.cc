@@ -153,6 +153,8 @@ class GroupRun {
                    problem.golden ? &*problem.golden : nullptr, run_);
   }
 
+  bool IsExact() const { return group_.problem->spec.numerics.fill == Fill::kDyadic; }
+
   std::string ReproOf(const std::optional<Fault>& fault) const {
     const Problem& problem = *group_.problem;
     return fmt::format("build/moegate run {} --dtype={}{}{}", CaseId(problem.spec, group_.layout),
@@ -166,6 +168,7 @@ class GroupRun {
     Mutant mutant{.id = result.id,
                   .layout = ToText(group_.layout),
                   .dtype = result.dtype,
+                  .fill = IsExact() ? "dyadic" : "uniform",
                   .seed = group_.problem->spec.numerics.seed,
                   .fault = ToText(planted.fault),
                   .bug_class = planted.bug_class,
@@ -176,7 +179,9 @@ class GroupRun {
       mutant.why = result.text;
       return mutant;
     }
-    const Classified classified = Classify(planted, group_.dtype, result.judgement, is_clean_);
+    const Classified classified =
+        Classify(planted, {.dtype = group_.dtype, .exact = IsExact(), .is_clean = is_clean_},
+                 result.judgement);
     mutant.outcome = classified.outcome;
     mutant.why = classified.why;
     mutant.unexplained = classified.unexplained;
@@ -207,6 +212,7 @@ Mutant MutantFromJson(const Json& json) {
   return {.id = json.at("id"),
           .layout = json.at("layout"),
           .dtype = json.at("dtype"),
+          .fill = json.at("fill"),
           .seed = json.at("seed"),
           .fault = json.at("fault"),
           .bug_class = json.at("class"),
@@ -224,6 +230,7 @@ Json ToJson(const Mutant& mutant) {
   return {{"id", mutant.id},
           {"layout", mutant.layout},
           {"dtype", mutant.dtype},
+          {"fill", mutant.fill},
           {"seed", mutant.seed},
           {"fault", mutant.fault},
           {"class", mutant.bug_class},

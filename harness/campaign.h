@@ -32,6 +32,7 @@ struct Mutant {
   std::string id;  // "issues/torchtitan-2387@tp2.ep2.etp1"
   std::string layout;
   std::string dtype;
+  std::string fill;  // "uniform" or "dyadic"
   std::uint64_t seed = 0;
   std::string fault;
   std::string bug_class;

@@ -198,6 +198,7 @@ std::string ToText(const Campaign& campaign) {
   std::string text =
       TableText("class", TalliesBy(mutants, [](const Mutant& m) { return m.bug_class; }));
   text += "\n" + TableText("dtype", TalliesBy(mutants, [](const Mutant& m) { return m.dtype; }));
+  text += "\n" + TableText("fill", TalliesBy(mutants, [](const Mutant& m) { return m.fill; }));
   text += RowText("total", TallyOf(mutants));
   text += UnseenText(campaign);
   text += DetailText(campaign, Outcome::kUnexplained, "killed, but the cause was not named");
@@ -227,6 +228,7 @@ Json ToJson(const Campaign& campaign) {
   json["class"] = TalliesJson(TalliesBy(mutants, [](const Mutant& m) { return m.bug_class; }));
   json["layout"] = TalliesJson(TalliesBy(mutants, [](const Mutant& m) { return m.layout; }));
   json["dtype"] = TalliesJson(TalliesBy(mutants, [](const Mutant& m) { return m.dtype; }));
+  json["fill"] = TalliesJson(TalliesBy(mutants, [](const Mutant& m) { return m.fill; }));
   json["tensor"] = TalliesJson(TalliesBy(mutants, [](const Mutant& m) { return m.tensor; }));
   json["faults"] = Json::array();
   for (const Mutant& mutant : mutants) {

@@ -23,12 +23,12 @@ struct Tally {
 // fault passed. In bfloat16 a fault may be smaller than what rounding allows (Outcome::kUnseen).
 bool Holds(const Campaign& campaign);
 
-// The matrix of outcomes by class and by dtype, what went wrong with the line to run, what bfloat16
-// cannot see, and one summary line.
+// The matrix of outcomes by class, by dtype and by fill, what went wrong with the line to run, what
+// bfloat16 cannot see, and one summary line.
 std::string ToText(const Campaign& campaign);
 
-// planted, killed, named_right, ... in "total", and by "class", "layout", "dtype" and "tensor"; and
-// every mutant under "faults".
+// planted, killed, named_right, ... in "total", and by "class", "layout", "dtype", "fill" and
+// "tensor"; and every mutant under "faults".
 Json ToJson(const Campaign& campaign);
 
 }  // namespace moe

@@ -9,6 +9,7 @@ Mutant Make(const std::string& bug_class, const std::string& dtype, Outcome outc
   return {.id = "a/b@tp2",
           .layout = "tp2",
           .dtype = dtype,
+          .fill = "uniform",
           .fault = "drop d_gate_ED@tp",
           .bug_class = bug_class,
           .tensor = "d_gate_ED",
@@ -33,6 +34,7 @@ TEST(CampaignReport, CountsEveryOutcomeInTotalAndByItsKeys) {
   EXPECT_EQ(json["total"]["equivalent"], 1);
   EXPECT_EQ(json["class"]["FC1"]["ambiguous"], 1);
   EXPECT_EQ(json["dtype"]["float32"]["planted"], 3);
+  EXPECT_EQ(json["fill"]["uniform"]["planted"], 5);
   EXPECT_EQ(json["layout"]["tp2"]["planted"], 5);
   EXPECT_EQ(json["tensor"]["d_gate_ED"]["unseen"], 1);
   EXPECT_EQ(json["faults"].size(), 5U);

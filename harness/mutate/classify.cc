@@ -65,15 +65,18 @@ std::string LargestEffect(const Judgement& judgement) {
                                           largest->tensor, largest->error, largest->tolerance);
 }
 
-Classified ClassifyPassed(const PlantedFault& planted, Dtype dtype, const Judgement& judgement,
-                          bool is_clean) {
+Classified ClassifyPassed(const PlantedFault& planted, const PlantedRun& run,
+                          const Judgement& judgement) {
   if (!planted.equivalent.empty()) {
     return {Outcome::kEquivalent, planted.equivalent};
   }
-  if (is_clean) {
+  if (run.is_clean) {
     return {Outcome::kEquivalent, "every rank holds bit for bit what it holds without it"};
   }
-  return {dtype == Dtype::kBfloat16 ? Outcome::kUnseen : Outcome::kSurvived,
+  if (run.exact) {
+    return {Outcome::kEquivalent, "every value is that of the reference, to the last bit"};
+  }
+  return {run.dtype == Dtype::kBfloat16 ? Outcome::kUnseen : Outcome::kSurvived,
           LargestEffect(judgement)};
 }
 
@@ -108,10 +111,10 @@ bool IsKilled(Outcome outcome) {
          outcome != Outcome::kSurvived;
 }
 
-Classified Classify(const PlantedFault& planted, Dtype dtype, const Judgement& judgement,
-                    bool is_clean) {
+Classified Classify(const PlantedFault& planted, const PlantedRun& run,
+                    const Judgement& judgement) {
   if (judgement.verdict != Verdict::kFail) {
-    return ClassifyPassed(planted, dtype, judgement, is_clean);
+    return ClassifyPassed(planted, run, judgement);
   }
   Classified classified;
   Match best = Match::kNone;
@@ -127,12 +130,12 @@ Classified Classify(const PlantedFault& planted, Dtype dtype, const Judgement& j
     } else if (cause == Cause::kAmbiguous) {
       const bool includes =
           std::any_of(finding.candidates.begin(), finding.candidates.end(), [&](const auto& said) {
-            return MatchOf(planted, dtype, finding.tensor, said) != Match::kNone;
+            return MatchOf(planted, run.dtype, finding.tensor, said) != Match::kNone;
           });
       among_candidates = among_candidates || includes;
       wrong = wrong || !includes;
     } else {
-      const Match match = MatchOf(planted, dtype, finding.tensor, finding.explanation);
+      const Match match = MatchOf(planted, run.dtype, finding.tensor, finding.explanation);
       best = std::max(best, match);
       wrong = wrong || match == Match::kNone;
     }

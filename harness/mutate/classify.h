@@ -38,10 +38,14 @@ struct Classified {
   std::int64_t unexplained = 0;  // findings that fail and say no cause
 };
 
-// Classifies a run of `planted` in `dtype` that came to its end. `is_clean`: every rank holds bit
-// for bit what it holds without the fault.
-Classified Classify(const PlantedFault& planted, Dtype dtype, const Judgement& judgement,
-                    bool is_clean);
+// What is known of a run of a planted fault that came to its end.
+struct PlantedRun {
+  Dtype dtype = Dtype::kFloat64;
+  bool exact = false;     // the step rounds nowhere, and nothing was allowed
+  bool is_clean = false;  // every rank holds bit for bit what it holds without the fault
+};
+
+Classified Classify(const PlantedFault& planted, const PlantedRun& run, const Judgement& judgement);
 
 // "wrong_group [tp] used [ep]", "lost_path gate": the cause and what it says of itself.
 std::string Describe(const Explanation& explanation);

@@ -25,8 +25,8 @@ Finding Failed(const std::string& tensor, const Explanation& explanation,
 }
 
 Outcome OutcomeOf(const std::vector<Finding>& findings, const PlantedFault& planted = kDropGate) {
-  return Classify(planted, Dtype::kFloat32, {.verdict = Verdict::kFail, .findings = findings},
-                  /*is_clean=*/false)
+  return Classify(planted, {.dtype = Dtype::kFloat32},
+                  {.verdict = Verdict::kFail, .findings = findings})
       .outcome;
 }
 
@@ -58,10 +58,9 @@ TEST(Classify, IsNamedWrongByAnyOtherDefiniteCause) {
 
 TEST(Classify, LetsAFurtherTensorBeUnexplainedAndCountsIt) {
   const Classified classified =
-      Classify(kDropGate, Dtype::kFloat32,
+      Classify(kDropGate, {.dtype = Dtype::kFloat32},
                {.verdict = Verdict::kFail,
-                .findings = {Failed("d_gate_ED", kMissing), Failed("d_x_TD", kUnknown)}},
-               /*is_clean=*/false);
+                .findings = {Failed("d_gate_ED", kMissing), Failed("d_x_TD", kUnknown)}});
   EXPECT_EQ(classified.outcome, Outcome::kNamedRight);
   EXPECT_EQ(classified.unexplained, 1);
 }
@@ -108,27 +107,31 @@ TEST(Classify, ComparesFactorsToThreeDigitsAndSourcesAsSets) {
   EXPECT_EQ(with_sources({0}), Outcome::kNamedWrong);
 }
 
-Classified Passed(const PlantedFault& planted, Dtype dtype, bool is_clean) {
-  return Classify(planted, dtype,
+Classified Passed(const PlantedFault& planted, const PlantedRun& run) {
+  return Classify(planted, run,
                   {.findings = {{.tensor = "d_x_TD", .error = 1e-3, .tolerance = 4e-3},
-                                {.tensor = "d_gate_ED", .error = 2e-3, .tolerance = 4e-3}}},
-                  is_clean);
+                                {.tensor = "d_gate_ED", .error = 2e-3, .tolerance = 4e-3}}});
 }
 
 TEST(Classify, SurvivesWhenItPassesAndNothingProvesWhy) {
-  const Classified classified = Passed(kDropGate, Dtype::kFloat32, /*is_clean=*/false);
+  const Classified classified = Passed(kDropGate, {.dtype = Dtype::kFloat32});
   EXPECT_EQ(classified.outcome, Outcome::kSurvived);
   EXPECT_EQ(classified.why, "d_gate_ED is off by 2.00e-03 at most, and 4.0e-03 is allowed");
-  EXPECT_EQ(Passed(kDropGate, Dtype::kBfloat16, /*is_clean=*/false).outcome, Outcome::kUnseen);
+  EXPECT_EQ(Passed(kDropGate, {.dtype = Dtype::kBfloat16}).outcome, Outcome::kUnseen);
 }
 
 TEST(Classify, IsEquivalentByProofOrBySameBits) {
-  EXPECT_EQ(Passed(kDropGate, Dtype::kFloat32, /*is_clean=*/true).outcome, Outcome::kEquivalent);
+  EXPECT_EQ(Passed(kDropGate, {.is_clean = true}).outcome, Outcome::kEquivalent);
   PlantedFault settled = kDropGate;
   settled.equivalent = "the value is whole on tp already";
-  const Classified classified = Passed(settled, Dtype::kFloat32, /*is_clean=*/false);
+  const Classified classified = Passed(settled, {});
   EXPECT_EQ(classified.outcome, Outcome::kEquivalent);
   EXPECT_EQ(classified.why, settled.equivalent);
+}
+
+TEST(Classify, IsEquivalentWhereNothingIsAllowedAndItPasses) {
+  EXPECT_EQ(Passed(kDropGate, {.dtype = Dtype::kBfloat16, .exact = true}).outcome,
+            Outcome::kEquivalent);
 }
 
 TEST(Classify, CallsAnAlarmOnWhatIsProvedEquivalentWrong) {

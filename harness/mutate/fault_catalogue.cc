@@ -67,7 +67,7 @@ class Cataloguer {
   std::vector<Answer> ScaleAnswers(const ContractTensor& tensor, double factor) const;
   void AddSameNumbers(std::vector<Answer>& answers, const ContractTensor& tensor,
                       double factor) const;
-  std::string WhyDropChangesNothing(const Reduction& reduction) const;
+  bool HasOwnTokensOnly(const std::string& tensor) const;
   bool AddOtherNames(const ContractTensor& tensor, Axis wrong, Axis used,
                      std::vector<Answer>& answers) const;
 
@@ -204,14 +204,10 @@ std::vector<Answer> Cataloguer::ScaleAnswers(const ContractTensor& tensor, doubl
 // Under sequence parallelism a rank keeps the rows of its own chunk of every sequence. With etp 1
 // and one sequence those are the tokens that it sent to the experts itself; only shared experts,
 // whose hidden units are spread over tp, have something to add from others.
-std::string Cataloguer::WhyDropChangesNothing(const Reduction& reduction) const {
-  const bool own_tokens_only = layout_.sp && layout_.local_batch == 1 && layout_.etp == 1;
-  const std::string& tensor = reduction.tensor;
+bool Cataloguer::HasOwnTokensOnly(const std::string& tensor) const {
   const bool of_rows =
       tensor == "d_routed_TD" || ((tensor == "y_TD" || tensor == "d_x_TD") && model_.d_shared == 0);
-  return own_tokens_only && of_rows
-             ? "every rank keeps the rows of the tokens that it routed itself"
-             : "";
+  return of_rows && layout_.sp && layout_.local_batch == 1 && layout_.etp == 1;
 }
 
 void Cataloguer::Mean(const ContractTensor& tensor, const Reduction& reduction) {
@@ -294,6 +290,13 @@ void Cataloguer::AtRanks(const ContractTensor& tensor, const Reduction& reductio
         const auto more = Seen(reduction.tensor, explanation);
         answers.insert(answers.end(), more.begin(), more.end());
       }
+      if (HasOwnTokensOnly(tensor.name)) {
+        // All that the rank's rows are made of is its own: what every path brought is lost there.
+        const Cause cause = kind == Kind::kSkipRank ? Cause::kLostPath : Cause::kDoubledPath;
+        answers.push_back({tensor.name == "y_TD" ? "y_TD" : "d_x_TD",
+                           {.cause = cause},
+                           /*same_numbers=*/true});
+      }
       Plant({.kind = kind, .reduction = reduction, .rank = rank},
             kind == Kind::kSkipRank ? "FC24" : "FC13", std::move(answers));
     }
@@ -305,7 +308,9 @@ void Cataloguer::AtReduction(const ContractTensor& tensor, Axis axis) {
   const bool of_parameter = IsOfParameter(reduction, contract_);
   Plant({.kind = Kind::kDrop, .reduction = reduction}, of_parameter ? "FC1" : "FC2",
         Seen(tensor.name, {.cause = Cause::kMissingSum, .axes = {axis}}),
-        WhyDropChangesNothing(reduction));
+        HasOwnTokensOnly(tensor.name)
+            ? "every rank keeps the rows of the tokens that it routed itself"
+            : "");
   Plant({.kind = Kind::kRepeat, .reduction = reduction},
         tensor.name == "d_gate_bias_E" ? "FC21" : "FC5",
         Seen(tensor.name, {.cause = Cause::kDoubleSum, .axes = {axis}}));

@@ -109,6 +109,16 @@ TEST(CatalogueOf, KnowsOtherNamesOfASumOverTheWrongRanks) {
                    {.cause = Cause::kDoubleSum, .axes = {Axis::kTp}}));
 }
 
+TEST(CatalogueOf, KnowsThatARankWithOwnTokensOnlyLosesAllPathsWithItsShare) {
+  const auto loses_a_path = [](const PlantedFault& planted) {
+    return std::any_of(planted.answers.begin(), planted.answers.end(), [](const Answer& answer) {
+      return answer.same_numbers && answer.explanation.cause == Cause::kLostPath;
+    });
+  };
+  EXPECT_TRUE(loses_a_path(*Find(Catalogue("tp2.ep2.etp1"), "skip-rank 1 y_TD@tp")));
+  EXPECT_FALSE(loses_a_path(*Find(Catalogue("tp2"), "skip-rank 1 y_TD@tp")));
+}
+
 TEST(CatalogueOf, PlantsMeansOfTheSameNumbersOnce) {
   const auto catalogue = Catalogue("dp2.tp2");
   const PlantedFault* planted = Find(catalogue, "mean d_gate_ED@tp");
