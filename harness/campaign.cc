@@ -65,16 +65,8 @@ std::vector<Dtype> DtypesOf(const CaseSpec& spec, const CampaignOptions& options
   return dtypes;
 }
 
-// Deals the faults of a layout out to the dtypes and seeds, or gives all to each.
-std::vector<Group> GroupsOf(const std::vector<Problem>& problems, const Layout& layout,
-                            std::size_t first_turn, const CampaignOptions& options) {
-  const CaseSpec& spec = problems.front().spec;
-  std::vector<Group> groups;
-  for (const Problem& problem : problems) {
-    for (const Dtype dtype : DtypesOf(spec, options)) {
-      groups.push_back({.problem = &problem, .layout = layout, .dtype = dtype});
-    }
-  }
+std::vector<PlantedFault> FaultsOn(const CaseSpec& spec, const Layout& layout,
+                                   const CampaignOptions& options) {
   std::vector<PlantedFault> faults =
       CatalogueOf(spec.model, layout, spec.program,
                   options.full ? RanksToPlant::kAll : RanksToPlant::kFirstAndLast);
@@ -83,13 +75,43 @@ std::vector<Group> GroupsOf(const std::vector<Problem>& problems, const Layout& 
     return !wanted.empty() &&
            std::find(wanted.begin(), wanted.end(), planted.bug_class) == wanted.end();
   });
-  for (std::size_t turn = 0; turn < faults.size() && !groups.empty(); ++turn) {
+  return faults;
+}
+
+// Which of `count` things a sample of `most` keeps: evenly spread ones.
+class Sample {
+ public:
+  Sample(std::int64_t count, std::int64_t most) : count_(count), most_(std::min(count, most)) {}
+  bool KeepsNext() {
+    const std::int64_t at = next_++;
+    return (at + 1) * most_ / count_ > at * most_ / count_;
+  }
+
+ private:
+  std::int64_t count_;
+  std::int64_t most_;
+  std::int64_t next_ = 0;
+};
+
+// Deals the faults of a layout out to the dtypes and seeds, or gives all to each.
+std::vector<Group> GroupsOf(const std::vector<Problem>& problems, const Layout& layout,
+                            std::size_t first_turn, Sample& sample,
+                            const CampaignOptions& options) {
+  const CaseSpec& spec = problems.front().spec;
+  std::vector<Group> groups;
+  for (const Problem& problem : problems) {
+    for (const Dtype dtype : DtypesOf(spec, options)) {
+      groups.push_back({.problem = &problem, .layout = layout, .dtype = dtype});
+    }
+  }
+  std::size_t turn = first_turn;
+  for (const PlantedFault& planted : FaultsOn(spec, layout, options)) {
     if (options.full) {
       for (Group& group : groups) {
-        group.faults.push_back(faults[turn]);
+        group.faults.push_back(planted);
       }
-    } else {
-      groups[(first_turn + turn) % groups.size()].faults.push_back(faults[turn]);
+    } else if (sample.KeepsNext() && !groups.empty()) {
+      groups[turn++ % groups.size()].faults.push_back(planted);
     }
   }
   std::erase_if(groups, [](const Group& group) { return group.faults.empty(); });
@@ -248,11 +270,18 @@ Campaign RunCampaign(const std::vector<CaseSpec>& specs, const CampaignOptions& 
   for (const CaseSpec& spec : specs) {
     problems.push_back(ProblemsOf(spec, options));
   }
+  std::int64_t planned = 0;
+  for (const CaseSpec& spec : specs) {
+    for (const Layout& layout : spec.layouts) {
+      planned += static_cast<std::int64_t>(FaultsOn(spec, layout, options).size());
+    }
+  }
   std::vector<Group> groups;
+  Sample sample(planned, options.most);
   std::size_t turn = 0;
   for (const std::vector<Problem>& of_case : problems) {
     for (const Layout& layout : of_case.front().spec.layouts) {
-      auto more = GroupsOf(of_case, layout, turn++, options);
+      auto more = GroupsOf(of_case, layout, turn++, sample, options);
       std::move(more.begin(), more.end(), std::back_inserter(groups));
     }
   }
@@ -266,7 +295,9 @@ Campaign RunCampaign(const std::vector<CaseSpec>& specs, const CampaignOptions& 
             .dump(-1, ' ', false, Json::error_handler_t::replace);
       },
       options.workers);
-  Campaign campaign{.clean_steps = static_cast<std::int64_t>(groups.size()), .full = options.full};
+  Campaign campaign{.clean_steps = static_cast<std::int64_t>(groups.size()),
+                    .planned = planned,
+                    .full = options.full};
   for (const std::string& answer : answers) {
     const Json json = Json::parse(answer);
     if (const std::string unclean = json.at("unclean"); !unclean.empty()) {

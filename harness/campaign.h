@@ -17,9 +17,10 @@ namespace moe {
 
 struct CampaignOptions {
   std::int64_t seeds = 2;  // per case: its own and the next ones that can be drawn
-  // Every fault in every dtype, with every seed and at every rank; else each in one of the dtypes
-  // and seeds in turn, at the first and the last rank.
+  // Every fault in every dtype, with every seed and at every rank. Else each in one of the dtypes
+  // and seeds in turn, at the first and the last rank, and of those at most so many, evenly spread.
   bool full = false;
+  std::int64_t most = 15'000;
   std::vector<std::string> classes;  // only these ("FC6"); empty: all
   std::optional<Dtype> dtype;        // only this one
   std::string golden_folder;
@@ -51,6 +52,7 @@ struct Campaign {
   std::vector<std::string>
       unclean;  // steps that do not pass without a fault, where none was planted
   std::int64_t clean_steps = 0;
+  std::int64_t planned = 0;  // faults on layouts, of which `mutants` may be a sample
   double seconds = 0.0;
   bool full = false;
 };

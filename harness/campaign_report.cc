@@ -124,14 +124,18 @@ std::string UnseenText(const Campaign& campaign) {
 std::string SummaryText(const Campaign& campaign) {
   const Tally tally = TallyOf(campaign.mutants);
   const std::int64_t visible = tally.Planted() - tally.Of(Outcome::kEquivalent);
+  const std::string how =
+      campaign.full
+          ? "each in every dtype and with every seed"
+          : fmt::format(
+                "of {} on these layouts, each in one of the dtypes and seeds in turn; --full "
+                "plants all in all",
+                campaign.planned);
   return fmt::format(
       "{} planted ({}), {} distinct faults on {} cases and layouts; {} of {} not equivalent ones "
       "killed; {:.2f} % of those with a name named right, {} ambiguous, {} named wrong, {} "
       "unexplained; {} clean steps, {} alarms; {:.0f} s: campaign {}\n",
-      tally.Planted(),
-      campaign.full ? "each in every dtype and with every seed"
-                    : "each in one of the dtypes and seeds in turn; --full plants it in all",
-      DistinctOf(campaign.mutants, [](const Mutant& m) { return m.fault; }),
+      tally.Planted(), how, DistinctOf(campaign.mutants, [](const Mutant& m) { return m.fault; }),
       DistinctOf(campaign.mutants, [](const Mutant& m) { return m.id; }), tally.Killed(), visible,
       100.0 * tally.NamedRightShare(), tally.Of(Outcome::kAmbiguous),
       tally.Of(Outcome::kNamedWrong), tally.Of(Outcome::kUnexplained), campaign.clean_steps,
@@ -219,6 +223,7 @@ Json ToJson(const Campaign& campaign) {
   json["schema"] = 1;
   json["holds"] = Holds(campaign);
   json["full"] = campaign.full;
+  json["planned"] = campaign.planned;
   json["seconds"] = campaign.seconds;
   json["clean_steps"] = campaign.clean_steps;
   json["unclean"] = campaign.unclean;

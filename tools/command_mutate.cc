@@ -17,6 +17,7 @@ int Mutate(const CommonOptions& common, const MutateCommand& command, bool json)
       RunCampaign(SelectSpecs(common.cases_folder, command.select, command.layout),
                   {.seeds = command.seeds,
                    .full = command.full,
+                   .most = command.most,
                    .classes = command.classes,
                    .dtype = StepDtype(command.dtype),
                    .golden_folder = common.golden_folder,

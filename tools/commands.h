@@ -46,6 +46,7 @@ struct MutateCommand {
   std::string dtype;   // only this one
   std::vector<std::string> classes;
   std::int64_t seeds = 2;
+  std::int64_t most = 15'000;  // planted, unless full
   bool full = false;
   std::int64_t jobs = 0;  // 0: one per core
 };

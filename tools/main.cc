@@ -115,6 +115,11 @@ int Main(int argc, char** argv) {
   mutate->add_flag("--full", mutate_command.full,
                    "Plant every fault in every dtype, with every seed, at every rank; else each in "
                    "one dtype and seed in turn");
+  mutate
+      ->add_option("--most", mutate_command.most,
+                   "Plant so many at most, evenly spread over what there is; --full plants all")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 100'000'000));
   mutate->add_option("--jobs", mutate_command.jobs, "Processes; 0: one per core")
       ->capture_default_str()
       ->check(CLI::Range(0, 1024));
