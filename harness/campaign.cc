@@ -140,8 +140,12 @@ std::string TensorOf(const PlantedFault& planted) {
 // Plants the faults of one group after a clean step, on whichever worker this is.
 class GroupRun {
  public:
-  GroupRun(const Group& group, const CampaignOptions& options) : group_(group) {
+  GroupRun(const Group& group, const CampaignOptions& options)
+      : group_(group), foreign_(options.foreign) {
     run_.deadline = options.step_deadline;
+    run_.judge = [this](const Dump& dump, const TensorSource& source, const JudgeOptions& judging) {
+      return JudgeIt(dump, source, judging);
+    };
     run_.run_ranks = [this](const StepRequest& request) {
       outputs_ = RunRanksOf(request, "threads");
       return outputs_;
@@ -160,7 +164,7 @@ class GroupRun {
     const std::vector<RankOutput> clean_outputs = outputs_;
     run_.judge = [&](const Dump& dump, const TensorSource& source, const JudgeOptions& judging) {
       is_clean_ = HoldTheSame(outputs_, clean_outputs);
-      return is_clean_ ? clean.judgement : Judge(dump, source, judging);
+      return is_clean_ ? clean.judgement : JudgeIt(dump, source, judging);
     };
     for (const PlantedFault& planted : group_.faults) {
       answer["mutants"].push_back(ToJson(Plant(planted)));
@@ -173,6 +177,14 @@ class GroupRun {
     const Problem& problem = *group_.problem;
     return RunOnce(problem.spec, group_.layout, group_.dtype, *problem.inputs, fault,
                    problem.golden ? &*problem.golden : nullptr, run_);
+  }
+
+  Judgement JudgeIt(const Dump& dump, const TensorSource& source, JudgeOptions judging) const {
+    if (foreign_) {
+      judging.contract = nullptr;
+      judging.calls.clear();
+    }
+    return Judge(dump, source, judging);
   }
 
   bool IsExact() const { return group_.problem->spec.numerics.fill == Fill::kDyadic; }
@@ -220,6 +232,7 @@ class GroupRun {
   }
 
   const Group& group_;
+  bool foreign_;
   RunOptions run_;
   std::vector<RankOutput> outputs_;  // of the last step
   bool is_clean_ = false;            // whether they are those of the clean one

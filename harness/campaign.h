@@ -23,6 +23,8 @@ struct CampaignOptions {
   std::int64_t most = 15'000;
   std::vector<std::string> classes;  // only these ("FC6"); empty: all
   std::optional<Dtype> dtype;        // only this one
+  // Judge by the values alone, as a foreign dump is: without contract and call log.
+  bool foreign = false;
   std::string golden_folder;
   std::chrono::milliseconds step_deadline{5'000};  // of every wait for another rank
   WorkerOptions workers;

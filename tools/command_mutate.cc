@@ -20,6 +20,7 @@ int Mutate(const CommonOptions& common, const MutateCommand& command, bool json)
                    .most = command.most,
                    .classes = command.classes,
                    .dtype = StepDtype(command.dtype),
+                   .foreign = command.foreign,
                    .golden_folder = common.golden_folder,
                    .workers = {.jobs = command.jobs, .progress = ::isatty(STDERR_FILENO) == 1}});
   if (campaign.mutants.empty() && campaign.unclean.empty()) {

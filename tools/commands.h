@@ -49,6 +49,7 @@ struct MutateCommand {
   std::int64_t most = 15'000;  // planted, unless full
   bool full = false;
   std::int64_t jobs = 0;  // 0: one per core
+  bool foreign = false;   // judge by the values alone, as check does
 };
 
 struct SoakCommand {

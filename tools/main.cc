@@ -120,6 +120,8 @@ int Main(int argc, char** argv) {
                    "Plant so many at most, evenly spread over what there is; --full plants all")
       ->capture_default_str()
       ->check(CLI::Range(1, 100'000'000));
+  mutate->add_flag("--foreign", mutate_command.foreign,
+                   "Judge by the values alone, as `moegate check` does: no contract, no call log");
   mutate->add_option("--jobs", mutate_command.jobs, "Processes; 0: one per core")
       ->capture_default_str()
       ->check(CLI::Range(0, 1024));
