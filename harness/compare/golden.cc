@@ -83,11 +83,12 @@ double RoundedUp(double number) {
 }
 
 double NoiseStep(double measured, double bound, const std::optional<GoldenTolerance>& before) {
-  constexpr double kMargin = 1.25;
+  constexpr double kMargin = 1.5;
+  constexpr double kOverflow = 1.25;
   constexpr int kLeast = 40;  // further below the bound nothing is worth telling apart
   if (before && before->bound > 0.0) {
     const double step = before->noise_floor / before->bound * bound;
-    if (measured <= step && measured > step / 4.0) {
+    if (measured <= kOverflow * step && measured > step / 4.0) {
       return Rounded(step, 3);
     }
   }

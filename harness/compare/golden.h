@@ -29,10 +29,10 @@ struct GoldenTolerance {
 // for its last bits, stays.
 double RoundedUp(double number);
 
-// Noise as it is recorded: `bound` over a power of the square root of 2, the least that is 1.25
-// times what was measured (or the bound itself). Rounding noise depends on the machine's kernels,
-// so the step of `before`, where there is one, stays while the noise is within it and above a
-// quarter of it.
+// Noise as it is recorded: `bound` over a power of the square root of 2, the least that is 1.5
+// times what was measured (or the bound itself). The largest of many errors depends on the
+// machine's kernels, by up to 1.3 times where it was tried, so the step of `before`, where there is
+// one, stays while the noise is between a quarter and 1.25 times of it.
 double NoiseStep(double measured, double bound, const std::optional<GoldenTolerance>& before);
 
 // The effect of a fault as it is recorded: to two digits. It is measured in float64, far beyond

@@ -189,18 +189,18 @@ TEST(RoundedUp, GoesUpToTwoDigitsAndStaysThere) {
 }
 
 TEST(NoiseStep, LeavesRoomForAnotherMachine) {
-  EXPECT_EQ(NoiseStep(0.399, 1.0, std::nullopt), 0.5);
-  EXPECT_EQ(NoiseStep(0.401, 1.0, std::nullopt), 0.707);
+  EXPECT_EQ(NoiseStep(0.333, 1.0, std::nullopt), 0.5);
+  EXPECT_EQ(NoiseStep(0.334, 1.0, std::nullopt), 0.707);
   EXPECT_EQ(NoiseStep(0.9, 1.0, std::nullopt), 1.0);
   EXPECT_EQ(NoiseStep(0.0, 0.0, std::nullopt), 0.0);
 }
 
 TEST(NoiseStep, StaysUntilTheNoiseIsOutsideItOrFarBelow) {
   const GoldenTolerance before{.bound = 2.0, .noise_floor = 1.0};  // a half
-  EXPECT_EQ(NoiseStep(0.5, 1.0, before), 0.5);
-  EXPECT_EQ(NoiseStep(0.51, 1.0, before), 0.707);
+  EXPECT_EQ(NoiseStep(0.62, 1.0, before), 0.5);
+  EXPECT_EQ(NoiseStep(0.63, 1.0, before), 1.0);
   EXPECT_EQ(NoiseStep(0.126, 1.0, before), 0.5);
-  EXPECT_EQ(NoiseStep(0.124, 1.0, before), 0.177);
+  EXPECT_EQ(NoiseStep(0.117, 1.0, before), 0.177);
 }
 
 TEST(FaultStep, DecidesHalvesByMoreThanTheLastBit) {
