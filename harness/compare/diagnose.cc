@@ -116,15 +116,10 @@ std::vector<Fit> TensorDiagnosis::Compete(std::vector<Fit> fits) const {
   std::erase_if(different, [&](const Fit& fit) {
     return fit.explanation.cause == Cause::kMissingSum && fit.explanation.axes.size() > fewest;
   });
-  // A sum that is simply missing is the simpler story than one rank's part in a sum of two.
-  const auto is_whole_sum = [](const Fit& fit) {
-    return fit.explanation.cause != Cause::kDroppedContribution &&
-           fit.explanation.cause != Cause::kDoubledContribution &&
-           fit.explanation.cause != Cause::kWrongGroup &&
-           fit.explanation.cause != Cause::kWrongScale;
-  };
+  // A sum over other axes that gives the same as a plain fault of the right one is the longer
+  // story.
   if (!log_.IsKnown()) {
-    Prefer(different, is_whole_sum);
+    Prefer(different, [](const Fit& fit) { return fit.explanation.cause != Cause::kWrongGroup; });
   }
   return different;
 }
@@ -152,23 +147,28 @@ std::vector<Fit> TensorDiagnosis::Narrow(std::vector<Fit> fits) const {
     }
   };
   Prefer(fits, is_witnessed);
-  // A sum that the log does not show did not happen: what doubled the value was something else.
+  // A sum or a division that the log does not show did not happen: the factor is something else's.
   const auto is_refuted = [&](const Fit& fit) {
     const Cause cause = fit.explanation.cause;
-    return (cause == Cause::kDoubleSum || cause == Cause::kWrongGroup) && !is_witnessed(fit);
+    return (cause == Cause::kDoubleSum || cause == Cause::kMeanForSum ||
+            cause == Cause::kWrongGroup) &&
+           !is_witnessed(fit);
   };
   Prefer(fits, [&](const Fit& fit) { return !is_refuted(fit); });
-  const auto doubled = std::find_if(fits.begin(), fits.end(), [&](const Fit& fit) {
-    return fit.explanation.cause == Cause::kDoubleSum && is_refuted(fit);
+  const auto refuted = std::find_if(fits.begin(), fits.end(), [&](const Fit& fit) {
+    return fit.explanation.cause != Cause::kWrongGroup && is_refuted(fit);
   });
-  if (doubled == fits.end()) {
+  if (refuted == fits.end()) {
     return fits;
   }
   double factor = 1.0;
-  for (const Axis axis : doubled->explanation.axes) {
+  for (const Axis axis : refuted->explanation.axes) {
     factor *= static_cast<double>(suspect_.mesh().SizeOf(axis));
   }
-  Fit fit = *doubled;
+  if (refuted->explanation.cause == Cause::kMeanForSum) {
+    factor = 1.0 / factor;
+  }
+  Fit fit = *refuted;
   fit.explanation = {.cause = Cause::kWrongScale, .factor = factor, .path = fit.explanation.path};
   return {fit};
 }
@@ -191,7 +191,7 @@ bool TensorDiagnosis::RefuseIfTooSmall(const std::vector<Fit>& fits) {
   if (reason.empty()) {
     return false;
   }
-  finding_.explanation = {.cause = Cause::kUnexplained};
+  finding_.explanation = {.cause = fits.size() > 1 ? Cause::kAmbiguous : Cause::kUnexplained};
   for (const Fit& fit : fits) {
     finding_.candidates.push_back(fit.explanation);
   }
@@ -262,6 +262,12 @@ bool TensorDiagnosis::FindOther() {
     Name(*fit);
     return true;
   }
+  double bits = 0.0;
+  if (const auto fit = FindPrecision(suspect_, bits)) {
+    Name(*fit);
+    finding_.text += fmt::format(", as if to {:.0f} bits", bits);
+    return true;
+  }
   std::string where;
   if (const auto fit = FindLeftovers(suspect_, where)) {
     Name(*fit);
@@ -271,12 +277,6 @@ bool TensorDiagnosis::FindOther() {
   if (const auto fit = FindCorruption(suspect_, where)) {
     Name(*fit);
     finding_.text = "a few elements are wrong: " + where;
-    return true;
-  }
-  double bits = 0.0;
-  if (const auto fit = FindPrecision(suspect_, bits)) {
-    Name(*fit);
-    finding_.text += fmt::format(", as if to {:.0f} bits", bits);
     return true;
   }
   if (const auto fit = FindRanksOfShares(sums_, suspect_)) {

@@ -200,8 +200,9 @@ std::optional<std::vector<double>> CommonFactors(const Suspect& suspect,
   }
   quality = {};
   const std::vector<double> raw(fit.factor.data(), fit.factor.data() + fit.factor.size());
-  return Explains(suspect, paths, raw, quality) && quality.Helps() ? std::optional(raw)
-                                                                   : std::nullopt;
+  // A fitted factor takes away some of any error, so it must take away nearly all.
+  const bool fits = Explains(suspect, paths, raw, quality) && quality.left <= 0.05 * quality.before;
+  return fits ? std::optional(raw) : std::nullopt;
 }
 
 std::optional<FactorFit> FindFactor(const Suspect& suspect, const std::vector<std::string>& paths) {

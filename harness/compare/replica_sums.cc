@@ -20,7 +20,11 @@ bool AddUp(const Suspect& suspect, const Mesh& mesh, const std::vector<Axis>& ax
   for (const auto& [place, index] : index_of) {
     Piece piece = suspect.Load(index);
     const auto replicas = suspect.observed().Replicas(piece.holder, mesh, axes);
-    if (replicas.size() < 2) {
+    // A rank that holds the whole lacks no share.
+    const bool all_wrong = std::all_of(replicas.begin(), replicas.end(), [&](std::size_t replica) {
+      return suspect.HolderIsWrong(replica);
+    });
+    if (replicas.size() < 2 || !all_wrong) {
       return false;
     }
     const std::vector<double> own = piece.got;

@@ -435,7 +435,9 @@ std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits) {
   double wants = 0.0;
   double squares = 0.0;
   std::set<std::size_t> holders;
-  double fourths = 0.0;  // of the reference
+  double fourths = 0.0;        // of the reference
+  double error_fourths = 0.0;  // of the errors
+  double elements = 0.0;
   double largest = 0.0;  // of a unit
   const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
     for (std::size_t unit = 0; unit < piece.Units(); ++unit) {
@@ -447,6 +449,7 @@ std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits) {
         unit_squares += error * error;
         unit_wants += piece.want[i] * piece.want[i];
         fourths += std::pow(piece.want[i], 4);
+        error_fourths += std::pow(error, 4);
       }
       if (unit_squares > kLargest * kLargest * unit_wants &&
           std::sqrt(unit_squares) > piece.allowed[unit]) {
@@ -457,6 +460,7 @@ std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits) {
       wants += unit_wants;
     }
     holders.insert(piece.holder);
+    elements += static_cast<double>(piece.got.size());
     return true;
   });
   if (!all || wants == 0.0 || squares == 0.0) {
@@ -468,7 +472,10 @@ std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits) {
   const double independent = wants * wants / fourths / static_cast<double>(holders.size());
   const double relative = std::sqrt(squares / wants);
   const bool has_no_direction = std::abs(along) / wants <= 3.5 * relative / std::sqrt(independent);
-  if (!has_no_direction || std::sqrt(largest) > 30.0 * relative) {
+  // Errors of rounding lie on all elements, on large ones more; errors of a few look like those of
+  // this part of the elements.
+  const double spread = squares * squares / error_fourths / elements;
+  if (spread < 0.05 || !has_no_direction || std::sqrt(largest) > 30.0 * relative) {
     return std::nullopt;
   }
   // Rounding to b bits is off by up to 2^-b, evenly spread: about 2^-b / sqrt(3) of a mantissa in

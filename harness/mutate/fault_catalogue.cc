@@ -487,9 +487,10 @@ void Cataloguer::BetweenCollectives() {
 void Cataloguer::OtherModels() {
   for (const char* key : {"score_function", "score_placement", "route_norm", "route_scale"}) {
     std::vector<Answer> answers = Everywhere({.cause = Cause::kWrongFormula, .option = key});
-    if (key == std::string("route_scale")) {  // often no more than a factor
-      const auto factors = Everywhere({.cause = Cause::kWrongScale});
-      answers.insert(answers.end(), factors.begin(), factors.end());
+    // Often it is no more than a factor of each tensor: all that route_scale is after the experts.
+    for (Answer& factor : Everywhere({.cause = Cause::kWrongScale})) {
+      factor.same_numbers = key != std::string("route_scale");
+      answers.push_back(std::move(factor));
     }
     Plant({.kind = Kind::kModel, .name = key}, "FC22", std::move(answers));
   }
