@@ -520,6 +520,24 @@ void Cataloguer::Counts() {
       skipped.push_back({counts, {.cause = Cause::kLostPath}});
       twice.insert(twice.end(), doubled.begin(), doubled.end());
     }
+    // Of two ranks one is left, as if they were never summed; where ranks count the same, as they
+    // can in the dyadic fill, any share too few or too many is a factor.
+    const auto counting = static_cast<double>(layout_.WorldSize() / (layout_.sp ? 1 : layout_.tp));
+    for (const Axis axis : contract_.meshes.dense.axes) {
+      const bool is_one_of_two =
+          SizeOf(axis) == 2 && (layout_.WorldSize() == 2 || (has_replicas && axis == Axis::kTp));
+      for (const Cause cause : {Cause::kMissingSum, Cause::kMeanForSum}) {
+        if (is_one_of_two) {
+          skipped.push_back({counts, {.cause = cause, .axes = {axis}}, /*same_numbers=*/true});
+        }
+      }
+    }
+    for (const auto& [answers, factor] : {std::pair{&skipped, (counting - 1.0) / counting},
+                                          std::pair{&twice, (counting + 1.0) / counting}}) {
+      answers->push_back({counts,
+                          {.cause = Cause::kWrongScale, .factor = factor},
+                          /*same_numbers=*/true});
+    }
     Plant({.kind = Kind::kSkipRank, .tensor = counts, .rank = rank}, "FC12", skipped);
     Plant({.kind = Kind::kDoubleRank, .tensor = counts, .rank = rank}, "FC12", twice);
   }
