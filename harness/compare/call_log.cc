@@ -59,7 +59,9 @@ bool CallLog::ShowsRepeat(const std::string& tensor, Axis axis) const {
 
 bool CallLog::ShowsMean(const std::string& tensor, Axis axis) const {
   const auto sums = SumsBehind(tensor);
-  return std::any_of(sums.begin(), sums.end(), [&](const Reduction& sum) {
+  // A program that averages over the data-parallel ranks divides those sums on purpose.
+  const bool is_habit = contract_->dp_reduction == DpReduction::kMean && axis != Axis::kTp;
+  return !is_habit && std::any_of(sums.begin(), sums.end(), [&](const Reduction& sum) {
     return sum.axis == axis && Times(sum, /*divided_only=*/true) > 0;
   });
 }

@@ -46,6 +46,15 @@ std::string OnlyPathOf(const std::string& tensor) {
                                           : "";
 }
 
+// In extended precision: of thousands of terms the rounding would be seen in a float64 factor.
+long double LongDot(const std::vector<double>& x, const std::vector<double>& y) {
+  long double sum = 0.0L;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    sum += static_cast<long double>(x[i]) * static_cast<long double>(y[i]);
+  }
+  return sum;
+}
+
 struct PathFactors {
   Eigen::VectorXd factor;
   Eigen::VectorXd uncertainty;
@@ -56,8 +65,8 @@ struct PathFactors {
 std::map<std::size_t, PathFactors> FitHolders(const Suspect& suspect,
                                               const std::vector<std::string>& paths) {
   struct Sums {
-    Eigen::MatrixXd gram;
-    Eigen::VectorXd right;
+    Eigen::Matrix<long double, Eigen::Dynamic, Eigen::Dynamic> gram;
+    Eigen::Matrix<long double, Eigen::Dynamic, 1> right;
     double allowed = 0.0;
   };
   const auto count = static_cast<Eigen::Index>(paths.size());
@@ -69,8 +78,8 @@ std::map<std::size_t, PathFactors> FitHolders(const Suspect& suspect,
     const Piece piece = suspect.Load(index);
     Sums& sum = sums[piece.holder];
     if (sum.gram.size() == 0) {
-      sum.gram = Eigen::MatrixXd::Zero(count, count);
-      sum.right = Eigen::VectorXd::Zero(count);
+      sum.gram.setZero(count, count);
+      sum.right.setZero(count);
     }
     std::vector<std::vector<double>> parts;
     for (const std::string& path : paths) {
@@ -79,9 +88,9 @@ std::map<std::size_t, PathFactors> FitHolders(const Suspect& suspect,
     }
     for (Eigen::Index i = 0; i < count; ++i) {
       const auto& part = parts[static_cast<std::size_t>(i)];
-      sum.right(i) += Dot(part, piece.got);
+      sum.right(i) += LongDot(part, piece.got);
       for (Eigen::Index j = 0; j < count; ++j) {
-        sum.gram(i, j) += Dot(part, parts[static_cast<std::size_t>(j)]);
+        sum.gram(i, j) += LongDot(part, parts[static_cast<std::size_t>(j)]);
       }
     }
     for (const double allowed : piece.allowed) {
@@ -90,12 +99,12 @@ std::map<std::size_t, PathFactors> FitHolders(const Suspect& suspect,
   }
   std::map<std::size_t, PathFactors> fits;
   for (const auto& [holder, sum] : sums) {
-    const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(sum.gram);
+    const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(sum.gram.cast<double>());
     const double smallest = eigen.eigenvalues().minCoeff();
     if (smallest <= 1e-10 * eigen.eigenvalues().maxCoeff()) {
       continue;  // the paths cannot be told apart here
     }
-    const Eigen::VectorXd factor = sum.gram.ldlt().solve(sum.right);
+    const Eigen::VectorXd factor = sum.gram.ldlt().solve(sum.right).cast<double>();
     const Eigen::VectorXd uncertainty =
         (2.0 * std::sqrt(sum.allowed) * factor.cwiseAbs().cwiseMax(1.0)) / std::sqrt(smallest);
     fits[holder] = {factor, uncertainty};
@@ -205,16 +214,23 @@ std::optional<std::vector<double>> CommonFactors(const Suspect& suspect,
   return fits ? std::optional(raw) : std::nullopt;
 }
 
-std::optional<FactorFit> FindFactor(const Suspect& suspect, const std::vector<std::string>& paths) {
+// One factor of the whole tensor, as if it had one path.
+std::optional<FactorFit> FindFactorOfAll(const Suspect& suspect, std::size_t paths) {
   FactorFit fit;
-  // The simplest first: the whole tensor, as if it had one path.
-  if (const auto factor = CommonFactors(suspect, {""}, fit.quality)) {
-    fit.factor = factor->front();
-    fit.affected.assign(paths.size(), true);
-    return fit;
+  const auto factor = CommonFactors(suspect, {""}, fit.quality);
+  if (!factor) {
+    return std::nullopt;
   }
-  fit.quality = {};
-  const auto factors = paths.size() > 1 ? CommonFactors(suspect, paths, fit.quality) : std::nullopt;
+  fit.factor = factor->front();
+  fit.affected.assign(paths, true);
+  return fit;
+}
+
+// One factor along some of the paths.
+std::optional<FactorFit> FindFactorOfPaths(const Suspect& suspect,
+                                           const std::vector<std::string>& paths) {
+  FactorFit fit;
+  const auto factors = CommonFactors(suspect, paths, fit.quality);
   if (!factors) {
     return std::nullopt;
   }
@@ -229,7 +245,17 @@ std::optional<FactorFit> FindFactor(const Suspect& suspect, const std::vector<st
     }
     fit.factor = factor;
   }
-  return fit;
+  return fit.factor == 1.0 ? std::nullopt : std::optional(fit);
+}
+
+// The simpler one, unless it is much the worse: where one path is far larger than the others, what
+// happens to it happens to nearly all.
+std::optional<FactorFit> FindFactor(const Suspect& suspect, const std::vector<std::string>& paths) {
+  const auto of_all = FindFactorOfAll(suspect, paths.size());
+  const auto of_paths = paths.size() > 1 ? FindFactorOfPaths(suspect, paths) : std::nullopt;
+  const bool paths_win =
+      of_paths && (!of_all || 16.0 * of_paths->quality.left < of_all->quality.left);
+  return paths_win ? of_paths : of_all;
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 
 #include "harness/base/error.h"
 #include "harness/compare/diagnose.h"
+#include "harness/compare/explanation_text.h"
 #include "harness/compare/model_variants.h"
 #include "harness/compare/norms.h"
 #include "harness/compare/observed.h"
@@ -102,6 +103,8 @@ class TensorJudge {
   Finding finding_;
   Judgement::Measured measured_;
   double want_squares_ = 0.0;
+  double error_squares_ = 0.0;
+  double deviation_squares_ = 0.0;
   std::int64_t telling_units_ = 0;  // large enough against their rounding error to prove something
   std::string worst_;
   double worst_excess_ = 0.0;  // error over what is allowed, of the worst slice
@@ -260,6 +263,8 @@ void TensorJudge::JudgeUnit(std::int64_t global_unit, const Matrix& value, const
     const double deviation_norm = exact_ ? 0.0 : Norm(sd);
     const double allowed = AllowedError(want_norm, deviation_norm);
     want_squares_ += want_norm * want_norm;
+    error_squares_ += error * error;
+    deviation_squares_ += deviation_norm * deviation_norm;
     telling_units_ += kSafety * deviation_norm < kLargestTellingTolerance * want_norm ? 1 : 0;
     Measure(error, want_norm, deviation_norm, Norm(worst));
     scale_.Add(got, want);
@@ -312,6 +317,16 @@ void TensorJudge::JudgeScale() {
   }
   finding_.error = std::abs(error);
   finding_.tolerance = allowed;
+  // What the factor leaves is rounding of a right step, or else the factor is that of a coarser
+  // one.
+  if (error_squares_ - error * error * want_squares_ > deviation_squares_) {
+    finding_.explanation.cause = Cause::kPrecision;
+    finding_.text = ToText(finding_.explanation);
+    finding_.evidence = {fmt::format(
+        "what   {} is off by {:.2e} as a whole, allowed {:.1e}, and by {:.2e} element by element",
+        finding_.tensor, std::abs(error), allowed, std::sqrt(error_squares_ / want_squares_))};
+    return;
+  }
   finding_.explanation.cause = Cause::kWrongScale;
   finding_.explanation.factor = 1.0 + error;
   finding_.text = fmt::format("wrong scale: {:.6g} times the reference", 1.0 + error);
@@ -323,8 +338,8 @@ void TensorJudge::JudgeScale() {
 
 Finding TensorJudge::Finish(const Manifest& manifest, Ledger& ledger) {
   JudgeScale();
-  if (finding_.explanation.cause == Cause::kWrongScale) {
-    return finding_;
+  if (finding_.explanation.cause != Cause::kNone) {
+    return finding_;  // named already: no slice alone is wrong
   }
   std::sort(finding_.ranks.begin(), finding_.ranks.end());
   if (finding_.verdict != Verdict::kFail) {

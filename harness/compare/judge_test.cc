@@ -655,7 +655,7 @@ TEST(Judge, ComparesCountsExactly) {
   step.whole["tokens_per_expert_E"][2] += 1.0;
   const Finding finding = step.FindingOf("tokens_per_expert_E");
   EXPECT_EQ(finding.verdict, Verdict::kFail);
-  EXPECT_TRUE(finding.text.starts_with("expert 2 counts "));
+  EXPECT_TRUE(Has(finding.text, "expert 2 counts ")) << finding.text;
   EXPECT_EQ(finding.ranks, (Ranks{0, 1}));
 }
 

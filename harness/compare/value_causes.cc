@@ -49,9 +49,11 @@ bool Same(const Row& a, const Row& b, double relative, double absolute) {
   return Distance(a, b) <= std::max(absolute, relative * std::max(Norm(a), Norm(b)));
 }
 
-// Whether every row of `got` is one of `want`, not all in their places and none taken twice.
+// Whether every row of `got` is one of `want`, not all in their places and none taken twice, and
+// much nearer to it than to the one in its place.
 bool IsPermutation(const std::vector<Row>& got, const std::vector<Row>& want, double relative,
                    double absolute) {
+  FitQuality quality;
   std::vector<bool> taken(want.size(), false);
   bool moved = false;
   std::vector<double> norms;
@@ -75,8 +77,12 @@ bool IsPermutation(const std::vector<Row>& got, const std::vector<Row>& want, do
     }
     taken[place] = true;
     moved = moved || place != row;
+    const double left = Distance(got[row], want[place]);
+    const double before = row < want.size() ? Distance(got[row], want[row]) : Norm(got[row]);
+    quality.left += left * left;
+    quality.before += before * before;
   }
-  return moved;
+  return moved && quality.Helps();
 }
 
 // What rounding may make of a row of `piece` with `rows` of them: relative and absolute.
@@ -88,7 +94,7 @@ std::pair<double, double> SlackOf(const Suspect& suspect, const Piece& piece, st
   allowed = std::sqrt(allowed);
   const double norm = Norm(piece.want);
   const double floor = 4.0 * UnitRoundoff(suspect.manifest().dtype);
-  return {norm > 0.0 ? std::max(4.0 * allowed / norm, floor) : floor,
+  return {norm > 0.0 ? std::max(1.5 * allowed / norm, floor) : floor,
           2.0 * allowed / std::sqrt(static_cast<double>(rows))};
 }
 
@@ -369,6 +375,7 @@ std::optional<Fit> FindLeftovers(const Suspect& suspect, std::string& where) {
 }
 
 std::optional<Fit> FindCorruption(const Suspect& suspect, std::string& where) {
+  FitQuality quality;
   std::map<std::size_t, std::size_t> outliers;  // by holder
   std::map<std::size_t, std::size_t> elements;
   const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
@@ -380,6 +387,15 @@ std::optional<Fit> FindCorruption(const Suspect& suspect, std::string& where) {
         return false;
       }
       outliers[piece.holder] += found.size();
+      std::vector<bool> is_outlier(piece.got.size(), false);
+      for (const std::size_t i : found) {
+        is_outlier[i] = true;
+      }
+      for (std::size_t i = unit * piece.unit_size; i < (unit + 1) * piece.unit_size; ++i) {
+        const double error = piece.got[i] - piece.want[i];
+        quality.before += piece.is_wrong ? error * error : 0.0;
+        quality.left += piece.is_wrong && !is_outlier[i] ? error * error : 0.0;
+      }
       if (!found.empty() && where.empty()) {
         std::size_t offset = found.front();
         std::vector<std::int64_t> index;
@@ -399,7 +415,7 @@ std::optional<Fit> FindCorruption(const Suspect& suspect, std::string& where) {
     const std::size_t total = elements[entry.first];
     return entry.second <= std::max<std::size_t>(3, total / 100) && 3 * entry.second <= total;
   });
-  if (!all || !few) {
+  if (!all || !few || !quality.Helps()) {
     return std::nullopt;
   }
   return FitOf({.cause = Cause::kCorruption});
@@ -430,15 +446,17 @@ std::optional<Fit> FindStaleReplica(const Suspect& suspect) {
 }
 
 std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits) {
+  constexpr double kFewestIndependent = 15.0;  // with fewer, any error may lie across the reference
   constexpr double kLargest = 0.2;  // relative; a tensor that far off is wrong, not coarse
   double along = 0.0;               // error along the reference,
   double wants = 0.0;
   double squares = 0.0;
   std::set<std::size_t> holders;
-  double fourths = 0.0;        // of the reference
-  double error_fourths = 0.0;  // of the errors
-  double elements = 0.0;
-  double largest = 0.0;  // of a unit
+  double fourths = 0.0;  // of the reference
+  std::int64_t units = 0;
+  std::int64_t coarse = 0;        // units that are off by what no rounding of the dtype often does
+  std::vector<double> relatives;  // errors of elements over their size
+  double largest = 0.0;           // of a unit
   const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
     for (std::size_t unit = 0; unit < piece.Units(); ++unit) {
       double unit_squares = 0.0;
@@ -449,8 +467,12 @@ std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits) {
         unit_squares += error * error;
         unit_wants += piece.want[i] * piece.want[i];
         fourths += std::pow(piece.want[i], 4);
-        error_fourths += std::pow(error, 4);
+        if (piece.want[i] != 0.0) {
+          relatives.push_back(std::abs(error / piece.want[i]));
+        }
       }
+      ++units;
+      coarse += std::sqrt(unit_squares) > 0.5 * piece.allowed[unit] ? 1 : 0;
       if (unit_squares > kLargest * kLargest * unit_wants &&
           std::sqrt(unit_squares) > piece.allowed[unit]) {
         return false;
@@ -460,7 +482,6 @@ std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits) {
       wants += unit_wants;
     }
     holders.insert(piece.holder);
-    elements += static_cast<double>(piece.got.size());
     return true;
   });
   if (!all || wants == 0.0 || squares == 0.0) {
@@ -472,10 +493,13 @@ std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits) {
   const double independent = wants * wants / fourths / static_cast<double>(holders.size());
   const double relative = std::sqrt(squares / wants);
   const bool has_no_direction = std::abs(along) / wants <= 3.5 * relative / std::sqrt(independent);
-  // Errors of rounding lie on all elements, on large ones more; errors of a few look like those of
-  // this part of the elements.
-  const double spread = squares * squares / error_fourths / elements;
-  if (spread < 0.05 || !has_no_direction || std::sqrt(largest) > 30.0 * relative) {
+  // Errors of rounding lie on all elements in proportion, not on a few alone.
+  const auto hit = std::count_if(relatives.begin(), relatives.end(),
+                                 [&](double error) { return error >= 0.05 * relative; });
+  // Nor in a few slices alone.
+  if (2 * coarse < units || independent < kFewestIndependent ||
+      10 * hit < 3 * std::ssize(relatives) || !has_no_direction ||
+      std::sqrt(largest) > 30.0 * relative) {
     return std::nullopt;
   }
   // Rounding to b bits is off by up to 2^-b, evenly spread: about 2^-b / sqrt(3) of a mantissa in

@@ -147,7 +147,9 @@ StepContract MakeContract(const Model& model, const Layout& layout, const Progra
   ContractBuilder builder(layout);
   AddActivations(model, layout, program, builder);
   AddParameters(model, program, builder);
-  return builder.Build();
+  StepContract contract = builder.Build();
+  contract.dp_reduction = program.dp_reduction;
+  return contract;
 }
 
 std::string FindUnsupported(const Layout& layout) {

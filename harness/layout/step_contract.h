@@ -63,6 +63,7 @@ struct ContractTensor {
 
 struct StepContract {
   Meshes meshes;
+  DpReduction dp_reduction = DpReduction::kSum;
   std::vector<ContractTensor> tensors;
 
   const ContractTensor* Find(std::string_view tensor) const;  // nullptr when there is none

@@ -427,8 +427,10 @@ void Cataloguer::AtResult(const ContractTensor& tensor) {
   if (IsExpertWeight(tensor.name)) {
     ExpertShares(tensor);
   }
+  // Of numbers with few bits rounding changes only a few.
   Plant({.kind = Kind::kRound, .tensor = tensor.name}, "FC28",
-        {{tensor.name, {.cause = Cause::kPrecision}}});
+        {{tensor.name, {.cause = Cause::kPrecision}},
+         {tensor.name, {.cause = Cause::kCorruption}, /*same_numbers=*/true}});
   for (const Kind kind : {Kind::kCorrupt, Kind::kNan}) {
     Plant({.kind = kind, .tensor = tensor.name}, "FC20",
           {{tensor.name, {.cause = Cause::kCorruption}}});
@@ -488,9 +490,11 @@ void Cataloguer::OtherModels() {
   for (const char* key : {"score_function", "score_placement", "route_norm", "route_scale"}) {
     std::vector<Answer> answers = Everywhere({.cause = Cause::kWrongFormula, .option = key});
     // Often it is no more than a factor of each tensor: all that route_scale is after the experts.
-    for (Answer& factor : Everywhere({.cause = Cause::kWrongScale})) {
-      factor.same_numbers = key != std::string("route_scale");
-      answers.push_back(std::move(factor));
+    for (const Cause cause : {Cause::kWrongScale, Cause::kMeanForSum, Cause::kDoubledPath}) {
+      for (Answer& factor : Everywhere({.cause = cause})) {
+        factor.same_numbers = key != std::string("route_scale");
+        answers.push_back(std::move(factor));
+      }
     }
     Plant({.kind = Kind::kModel, .name = key}, "FC22", std::move(answers));
   }
@@ -507,7 +511,9 @@ void Cataloguer::Counts() {
       doubled.push_back({counts, {.cause = Cause::kDoubleSum, .axes = {axis}}});
     }
   }
-  Plant({.kind = Kind::kScale, .tensor = counts, .factor = 2.0}, "FC12", doubled);
+  constexpr double kFactor = 7.0;  // the size of no axis
+  Plant({.kind = Kind::kScale, .tensor = counts, .factor = kFactor}, "FC12",
+        {{counts, {.cause = Cause::kWrongScale, .factor = kFactor}}});
   // A rank whose counts no other rank adds to says nothing, or twice as much, on its own.
   const bool has_replicas = layout_.tp > 1 && !layout_.sp;
   for (const std::int64_t rank : ranks_) {
