@@ -112,14 +112,30 @@ std::map<std::size_t, PathFactors> FitHolders(const Suspect& suspect,
   return fits;
 }
 
-// The whole number, or one over a whole number, that `factor` is within its uncertainty.
-double Snap(double factor, double uncertainty) {
-  const double slack = uncertainty + 1e-9;
-  if (std::abs(factor - std::round(factor)) <= slack) {
-    return std::round(factor);
-  }
+// The nearest whole number or one over a whole number, if it is within the factor's uncertainty.
+double Snap(double factor, double uncertainty, double largest_divisor) {
+  double nearest = std::round(factor);
   const double inverse = std::round(1.0 / factor);
-  return std::abs(factor - 1.0 / inverse) <= slack ? 1.0 / inverse : factor;
+  if (inverse != 0.0 && std::abs(inverse) <= largest_divisor &&
+      std::abs(factor - 1.0 / inverse) < std::abs(factor - nearest)) {
+    nearest = 1.0 / inverse;
+  }
+  return std::abs(factor - nearest) <= uncertainty + 1e-9 ? nearest : factor;
+}
+
+std::vector<double> PredictionOf(const Suspect& suspect, const Piece& piece,
+                                 const std::vector<std::string>& paths,
+                                 const std::vector<double>& factors) {
+  std::vector<double> predicted(piece.got.size(), 0.0);
+  for (std::size_t path = 0; path < paths.size(); ++path) {
+    const std::vector<double> part =
+        paths[path].empty() ? piece.want
+                            : suspect.ledger().Whole(suspect.name(), paths[path], piece.slice);
+    for (std::size_t i = 0; i < predicted.size(); ++i) {
+      predicted[i] += factors[path] * part[i];
+    }
+  }
+  return predicted;
 }
 
 bool Explains(const Suspect& suspect, const std::vector<std::string>& paths,
@@ -129,15 +145,7 @@ bool Explains(const Suspect& suspect, const std::vector<std::string>& paths,
       continue;
     }
     const Piece piece = suspect.Load(index);
-    std::vector<double> predicted(piece.got.size(), 0.0);
-    for (std::size_t path = 0; path < paths.size(); ++path) {
-      const std::vector<double> part =
-          paths[path].empty() ? piece.want
-                              : suspect.ledger().Whole(suspect.name(), paths[path], piece.slice);
-      for (std::size_t i = 0; i < predicted.size(); ++i) {
-        predicted[i] += factors[path] * part[i];
-      }
-    }
+    const std::vector<double> predicted = PredictionOf(suspect, piece, paths, factors);
     if (!suspect.Explains(piece, predicted, quality)) {
       return false;
     }
@@ -202,7 +210,8 @@ std::optional<std::vector<double>> CommonFactors(const Suspect& suspect,
   const PathFactors& fit = best->second;
   std::vector<double> snapped;
   for (Eigen::Index path = 0; path < fit.factor.size(); ++path) {
-    snapped.push_back(Snap(fit.factor(path), fit.uncertainty(path)));
+    snapped.push_back(Snap(fit.factor(path), fit.uncertainty(path),
+                           static_cast<double>(suspect.manifest().WorldSize())));
   }
   if (Explains(suspect, paths, snapped, quality) && quality.Helps()) {
     return snapped;
@@ -280,6 +289,24 @@ std::vector<Fit> FindFactorCauses(const Suspect& suspect, const StepContract* co
                     .everywhere = everywhere});
   }
   return fits;
+}
+
+double ErrorLeftByFactors(const Suspect& suspect) {
+  const std::vector<std::string> paths = suspect.ledger().PathsOf(suspect.name());
+  FitQuality quality;
+  for (const auto& [holder, fit] : FitHolders(suspect, paths)) {
+    const std::vector<double> factors(fit.factor.data(), fit.factor.data() + fit.factor.size());
+    for (std::size_t index = 0; index < suspect.Pieces(); ++index) {
+      if (suspect.HolderOf(index) == holder) {
+        const Piece piece = suspect.Load(index);
+        const double left = Distance(piece.got, PredictionOf(suspect, piece, paths, factors));
+        const double before = Distance(piece.got, piece.want);
+        quality.left += left * left;
+        quality.before += before * before;
+      }
+    }
+  }
+  return quality.before > 0.0 ? quality.left / quality.before : 1.0;
 }
 
 std::string DescribeFactor(double factor, const Manifest& manifest) {

@@ -372,6 +372,13 @@ Finding TensorJudge::Finish(const Manifest& manifest, Ledger& ledger) {
             ? fmt::format("; the smallest planted fault gives {:.1e}", *entry.fault_floor)
             : ""));
   }
+  if (!ledger.IsAffordable()) {
+    finding_.explanation.cause = Cause::kUnexplained;
+    finding_.text =
+        "wrong, and too large for its contributions to be told apart in memory; a dump of fewer "
+        "tokens or ranks would do";
+    return finding_;
+  }
   const Suspect suspect(observed_, measurement_, manifest, ledger);
   Diagnose(suspect, {.contract = options_.contract, .calls = options_.calls}, finding_);
   if (finding_.explanation.cause == Cause::kUnexplained && !replicas_that_differ_.empty()) {
@@ -608,6 +615,9 @@ void DumpJudge::TryModelVariants(const reference::Routing& routing) {
     Manifest manifest = manifest_;
     manifest.model = variant.model;
     Ledger ledger(manifest, problem_, routing);
+    if (!ledger.IsAffordable()) {
+      return;
+    }
     const bool explains = std::all_of(failing.begin(), failing.end(), [&](const Finding* finding) {
       return ledger.Knows(finding->tensor) &&
              JudgeOf(finding->tensor)->IsExplainedBy(manifest, ledger);
@@ -666,7 +676,7 @@ Judgement DumpJudge::Run() {
   CheckAgainstGolden();
   Ledger ledger(manifest_, problem_, want.routing);
   if (auto counts = CompareCounts(dump_, want.tokens_per_expert_E)) {
-    if (counts->verdict == Verdict::kFail) {
+    if (counts->verdict == Verdict::kFail && ledger.IsAffordable()) {
       ExplainCounts(*counts, want.tokens_per_expert_E, ledger);
     }
     judgement_.findings.push_back(std::move(*counts));

@@ -136,6 +136,16 @@ Ledger::Ledger(const Manifest& manifest, const reference::Problem& problem,
   }
 }
 
+bool Ledger::IsAffordable() const {
+  constexpr std::int64_t kMostRanks = 512;
+  constexpr std::int64_t kMostNumbers = std::int64_t{1} << 29;  // 4 GiB
+  // y_TD routed and shared, d_x_TD along three paths: one [T, D] for every part.
+  const Model& model = manifest_.model;
+  const std::int64_t parts = 3 * std::max(owners_, slices_) + 2 * shared_slices_;
+  return manifest_.WorldSize() <= kMostRanks &&
+         model.tokens * model.d_model <= kMostNumbers / parts;
+}
+
 bool Ledger::Knows(const std::string& tensor) const {
   const auto results = ResultsOf(manifest_.model);
   return tensor == "tokens_per_expert_E" ||

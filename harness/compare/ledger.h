@@ -35,6 +35,10 @@ class Ledger {
   Ledger(const Manifest& manifest, const reference::Problem& problem,
          const reference::Routing& routing);
 
+  // Whether its terms and the tables of who holds what fit in memory; nothing else may be asked of
+  // one that does not.
+  bool IsAffordable() const;
+
   // Those that make sense under the manifest's layout.
   const std::vector<Spread>& spreads() const { return spreads_; }
 

@@ -1,6 +1,7 @@
 #include "harness/compare/sum_table.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace moe {
 namespace {
@@ -89,12 +90,13 @@ class HypothesisList {
     return groups_[static_cast<std::size_t>(found - all_axes_.begin())];
   }
 
-  // The sums with `instead` in the place of one of them; and, where it is not known when that one
-  // happens, first and last as well.
+  // The sums with `instead` in the place of one of them; where it is not known when that one
+  // happens, in every place.
   std::vector<SumTable> With(std::size_t place, const SumTable& instead) const {
     std::vector<std::size_t> places = {place};
     if (!question_.order_is_known) {
-      places = {0, question_.sums.size() - 1};
+      places.resize(question_.sums.size());
+      std::iota(places.begin(), places.end(), 0);
     }
     std::vector<SumTable> tables;
     for (const std::size_t at : places) {
@@ -123,6 +125,10 @@ class HypothesisList {
   }
 
   void AddRanks(std::size_t place) {
+    constexpr Eigen::Index kMostRanks = 64;  // of more, a table each would not fit; share_fit tells
+    if (right_.rows() > kMostRanks) {
+      return;
+    }
     const Axis owed = question_.sums[place];
     for (std::int64_t rank = 0; rank < right_.rows(); ++rank) {
       for (const double times : {0.0, 2.0}) {

@@ -9,6 +9,7 @@
 #include <numeric>
 #include <set>
 
+#include "harness/compare/factor_causes.h"
 #include "harness/compare/norms.h"
 
 namespace moe {
@@ -50,9 +51,9 @@ bool Same(const Row& a, const Row& b, double relative, double absolute) {
 }
 
 // Whether every row of `got` is one of `want`, not all in their places and none taken twice, and
-// much nearer to it than to the one in its place.
-bool IsPermutation(const std::vector<Row>& got, const std::vector<Row>& want, double relative,
-                   double absolute) {
+// much nearer to it than to the one in its place. The place of row r is own[r].
+bool IsPermutation(const std::vector<Row>& got, const std::vector<Row>& want,
+                   const std::vector<std::int64_t>& own, double relative, double absolute) {
   FitQuality quality;
   std::vector<bool> taken(want.size(), false);
   bool moved = false;
@@ -65,8 +66,9 @@ bool IsPermutation(const std::vector<Row>& got, const std::vector<Row>& want, do
              std::abs(norms[place] - norm) <= absolute + relative * std::max(norm, norms[place]) &&
              Same(got[row], want[place], relative, absolute);
     };
-    std::size_t place = row;
-    if (place >= want.size() || !fits(place)) {
+    const auto own_place = static_cast<std::size_t>(own[row]);
+    std::size_t place = own_place;
+    if (!fits(place)) {
       place = 0;
       while (place < want.size() && !fits(place)) {
         ++place;
@@ -76,13 +78,19 @@ bool IsPermutation(const std::vector<Row>& got, const std::vector<Row>& want, do
       return false;
     }
     taken[place] = true;
-    moved = moved || place != row;
+    moved = moved || place != own_place;
     const double left = Distance(got[row], want[place]);
-    const double before = row < want.size() ? Distance(got[row], want[row]) : Norm(got[row]);
+    const double before = Distance(got[row], want[own_place]);
     quality.left += left * left;
     quality.before += before * before;
   }
   return moved && quality.Helps();
+}
+
+std::vector<std::int64_t> InOrder(std::size_t rows) {
+  std::vector<std::int64_t> places(rows);
+  std::iota(places.begin(), places.end(), 0);
+  return places;
 }
 
 // What rounding may make of a row of `piece` with `rows` of them: relative and absolute.
@@ -130,14 +138,14 @@ bool UnitsArePermuted(const Suspect& suspect) {
     }
     const auto [relative, absolute] = SlackOf(suspect, piece, rows);
     const auto got = RowsOf(piece.got, rows, /*by_column=*/false);
-    if (IsPermutation(got, RowsOf(piece.want, rows, false), relative, absolute)) {
+    if (IsPermutation(got, RowsOf(piece.want, rows, false), InOrder(rows), relative, absolute)) {
       return true;
     }
     Slice all = piece.slice;
     all.index[0].resize(static_cast<std::size_t>(suspect.observed().claim().shape[0]));
     std::iota(all.index[0].begin(), all.index[0].end(), 0);
-    return IsPermutation(got, RowsOf(suspect.WholeAt(all), all.index[0].size(), false), relative,
-                         absolute);
+    return IsPermutation(got, RowsOf(suspect.WholeAt(all), all.index[0].size(), false),
+                         piece.slice.index[0], relative, absolute);
   });
 }
 
@@ -157,7 +165,8 @@ bool HiddenUnitsArePermuted(const Suspect& suspect) {
     const std::size_t rows = piece.slice.index[piece.slice.index.size() - 2].size();
     const auto got = RowsOf(piece.got, rows, by_column);
     const auto [relative, absolute] = SlackOf(suspect, piece, got.size());
-    return IsPermutation(got, RowsOf(piece.want, rows, by_column), relative, absolute);
+    return IsPermutation(got, RowsOf(piece.want, rows, by_column), InOrder(got.size()), relative,
+                         absolute);
   });
   return any && all;
 }
@@ -446,7 +455,8 @@ std::optional<Fit> FindStaleReplica(const Suspect& suspect) {
 }
 
 std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits) {
-  constexpr double kFewestIndependent = 15.0;  // with fewer, any error may lie across the reference
+  constexpr double kLeastLeft = 0.8;           // of the squared error, by factors of paths
+  constexpr double kFewestIndependent = 30.0;  // with fewer, any error may lie across the reference
   constexpr double kLargest = 0.2;  // relative; a tensor that far off is wrong, not coarse
   double along = 0.0;               // error along the reference,
   double wants = 0.0;
@@ -499,7 +509,7 @@ std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits) {
   // Nor in a few slices alone.
   if (2 * coarse < units || independent < kFewestIndependent ||
       10 * hit < 3 * std::ssize(relatives) || !has_no_direction ||
-      std::sqrt(largest) > 30.0 * relative) {
+      ErrorLeftByFactors(suspect) < kLeastLeft || std::sqrt(largest) > 30.0 * relative) {
     return std::nullopt;
   }
   // Rounding to b bits is off by up to 2^-b, evenly spread: about 2^-b / sqrt(3) of a mantissa in
