@@ -105,6 +105,20 @@ class TensorJudge {
   double want_squares_ = 0.0;
   double error_squares_ = 0.0;
   double deviation_squares_ = 0.0;
+  // Of the factors that units have on their own, minus 1: weights (one over the variance that
+  // rounding gives such a factor), and weighted sums and squares.
+  struct UnitFactors {
+    double count = 0.0;
+    double weights = 0.0;
+    double sum = 0.0;
+    double squares = 0.0;
+
+    // How far they are from the common factor 1 + error, per unit; about 1 for rounding alone.
+    double Spread(double error) const {
+      return (squares - 2.0 * error * sum + error * error * weights) / count;
+    }
+  };
+  UnitFactors unit_factors_;
   std::int64_t telling_units_ = 0;  // large enough against their rounding error to prove something
   std::string worst_;
   double worst_excess_ = 0.0;  // error over what is allowed, of the worst slice
@@ -265,6 +279,15 @@ void TensorJudge::JudgeUnit(std::int64_t global_unit, const Matrix& value, const
     want_squares_ += want_norm * want_norm;
     error_squares_ += error * error;
     deviation_squares_ += deviation_norm * deviation_norm;
+    if (want_norm > 0.0 && deviation_norm > 0.0) {
+      const double factor = Dot(got, want) / (want_norm * want_norm) - 1.0;
+      const double weight = want_norm * want_norm * static_cast<double>(got.size()) /
+                            (deviation_norm * deviation_norm);
+      unit_factors_.count += 1.0;
+      unit_factors_.weights += weight;
+      unit_factors_.sum += weight * factor;
+      unit_factors_.squares += weight * factor * factor;
+    }
     telling_units_ += kSafety * deviation_norm < kLargestTellingTolerance * want_norm ? 1 : 0;
     Measure(error, want_norm, deviation_norm, Norm(worst));
     scale_.Add(got, want);
@@ -325,6 +348,14 @@ void TensorJudge::JudgeScale() {
     finding_.evidence = {fmt::format(
         "what   {} is off by {:.2e} as a whole, allowed {:.1e}, and by {:.2e} element by element",
         finding_.tensor, std::abs(error), allowed, std::sqrt(error_squares_ / want_squares_))};
+    return;
+  }
+  constexpr double kLargestSpread = 2.0;
+  if (unit_factors_.count > 0.0 && unit_factors_.Spread(error) > kLargestSpread) {
+    finding_.explanation.cause = Cause::kUnexplained;
+    finding_.text = "off as a whole, by other factors in other slices";
+    finding_.evidence = {fmt::format("what   {} is off by {:.2e} as a whole, allowed {:.1e}",
+                                     finding_.tensor, std::abs(error), allowed)};
     return;
   }
   finding_.explanation.cause = Cause::kWrongScale;
