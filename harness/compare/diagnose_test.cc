@@ -120,7 +120,8 @@ TEST(Diagnose, NamesTheGroupThatWasSummedOverInstead) {
   const Finding finding = step.FindingOf("d_gate_ED");
   EXPECT_EQ(Told(finding), "fail: wrong_group [tp] wrong group: sum over dp_shard instead of tp");
   EXPECT_EQ(finding.explanation.used, std::vector{Axis::kDpShard});
-  EXPECT_TRUE(SaysWhy(finding, "tp=0,dp_shard=0 tp=0,dp_shard=1 twice"));
+  EXPECT_TRUE(SaysWhy(finding, "of tp=2 dp_shard=0, tp=2 dp_shard=1 twice (fit residual"))
+      << fmt::format("{}", fmt::join(finding.evidence, "\n"));
 }
 
 TEST(Diagnose, NamesTheExpertsOfAnotherRankInASum) {

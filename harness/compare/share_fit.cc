@@ -36,10 +36,10 @@ std::string PlaceText(const Mesh& mesh, std::int64_t rank, const std::vector<Axi
   for (const Axis axis : axes) {
     parts.push_back(fmt::format("{}={}", ToText(axis), mesh.Coordinate(rank, axis)));
   }
-  return fmt::format("{}", fmt::join(parts, ","));
+  return fmt::format("{}", fmt::join(parts, " "));
 }
 
-// "of tp=1 once", "of tp=0 tp=2 not at all": parts that are held equally often stand together.
+// "of tp=1 once", "of tp=0, tp=2 not at all": parts that are held equally often stand together.
 std::vector<std::string> PartsHeld(const Mesh& mesh, const std::vector<std::int64_t>& group,
                                    const std::vector<Axis>& axes,
                                    const std::vector<double>& times) {
@@ -58,7 +58,7 @@ std::vector<std::string> PartsHeld(const Mesh& mesh, const std::vector<std::int6
   for (auto& [often, places] : held) {
     const std::size_t more = places.size() > kMostNamed ? places.size() - kMostNamed : 0;
     places.resize(places.size() - more);
-    parts.push_back(fmt::format("of {}{} {}", fmt::join(places, " "),
+    parts.push_back(fmt::format("of {}{} {}", fmt::join(places, ", "),
                                 more > 0 ? fmt::format(" and {} more", more) : "", often));
   }
   return parts;

@@ -35,6 +35,14 @@ const Finding* WorstFinding(const Result& result) {
   return worst;
 }
 
+// Whether one fault explains both.
+bool SharesCause(const Finding& a, const Finding& b) {
+  return a.explanation.cause == b.explanation.cause && a.explanation.axes == b.explanation.axes &&
+         a.explanation.used == b.explanation.used &&
+         a.explanation.sources == b.explanation.sources &&
+         a.explanation.factor == b.explanation.factor;
+}
+
 std::string Label(Verdict verdict) {
   std::string label(ToText(verdict));
   std::transform(label.begin(), label.end(), label.begin(), [](char c) { return std::toupper(c); });
@@ -114,7 +122,9 @@ std::string StoryOf(const Result& result) {
   }
   for (const Finding& finding : result.judgement.findings) {
     if (&finding != worst && finding.verdict != Verdict::kPass) {
-      text += fmt::format("\n  {}: {}\n{}", finding.tensor, finding.text, EvidenceOf(finding));
+      const bool is_told = worst != nullptr && SharesCause(finding, *worst);
+      text += fmt::format("\n  {}: {}\n{}", finding.tensor, finding.text,
+                          is_told ? "" : EvidenceOf(finding));
     }
   }
   for (const PlantedOutcome& planted : result.planted) {
@@ -144,13 +154,19 @@ std::string Headline(const Result& result) {
                                : fmt::format("{}: {}", finding->tensor, finding->text);
     // A cause that several tensors share is said once.
     std::vector<std::string> others;
+    std::vector<std::string> different;
     for (const Finding& other : result.judgement.findings) {
       if (&other != finding && other.verdict == finding->verdict) {
-        others.push_back(other.tensor);
+        (SharesCause(other, *finding) ? others : different).push_back(other.tensor);
       }
     }
-    return others.empty() ? headline
-                          : fmt::format("{} (also {})", headline, fmt::join(others, ", "));
+    if (!others.empty()) {
+      headline += fmt::format(" (also {})", fmt::join(others, ", "));
+    }
+    if (!different.empty()) {
+      headline += fmt::format("; for other reasons {}", fmt::join(different, ", "));
+    }
+    return headline;
   }
   for (const PlantedOutcome& planted : result.planted) {
     if (!planted.as_wanted) {
