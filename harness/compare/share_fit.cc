@@ -156,12 +156,14 @@ std::vector<std::string> DescribeShares(const SumCauses& sums, const Suspect& su
     }
   }
   std::vector<std::string> sentences;
-  std::vector<std::size_t> told;
+  std::vector<std::string> told;  // places along the axes: ranks at the same one hold the same
   constexpr std::size_t kMostTold = 2;
   constexpr double kLargestResidual = 0.1;  // a combination that is further off says nothing
   for (std::size_t index = 0; index < suspect.Pieces() && told.size() < kMostTold; ++index) {
-    if (!suspect.IsWrong(index) ||
-        std::find(told.begin(), told.end(), suspect.HolderOf(index)) != told.end()) {
+    const std::string place =
+        PlaceText(MeshOf(suspect, axes),
+                  suspect.observed().holders()[suspect.HolderOf(index)].ranks.front(), axes);
+    if (!suspect.IsWrong(index) || std::find(told.begin(), told.end(), place) != told.end()) {
       continue;
     }
     const ShareFit fit =
@@ -169,7 +171,7 @@ std::vector<std::string> DescribeShares(const SumCauses& sums, const Suspect& su
     if (!fit.text.empty() && fit.residual < kLargestResidual) {
       sentences.push_back(fit.text);
     }
-    told.push_back(suspect.HolderOf(index));
+    told.push_back(place);
   }
   if (!sentences.empty()) {
     sentences.back() += "; " + SpreadText(plan.spread);
