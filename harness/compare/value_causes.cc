@@ -222,21 +222,25 @@ std::vector<std::size_t> OutliersOf(const Piece& piece, std::size_t unit, std::s
   const std::size_t kept = std::min(most + 1, order.size());
   std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(kept), order.end(),
                     [&](std::size_t a, std::size_t b) { return error(a) > error(b); });
+  // From the smallest error up: what is left after a huge one is taken away is lost in its
+  // rounding.
   double left = 0.0;
-  for (const std::size_t i : order) {
-    left += error(i) * error(i);
+  for (std::size_t i = order.size(); i-- > kept;) {
+    left += error(order[i]) * error(order[i]);
   }
   const double allowed = piece.allowed[unit];
-  for (std::size_t count = 0; count < kept; ++count) {
-    // Summed anew: what is left after a huge element is taken away is lost in its rounding.
-    left = 0.0;
-    for (std::size_t i = count; i < order.size(); ++i) {
-      left += error(order[i]) * error(order[i]);
+  if (std::sqrt(left) <= allowed) {
+    std::size_t count = kept;
+    while (count > 0) {
+      const double next = error(order[count - 1]);
+      if (std::sqrt(left + next * next) > allowed) {
+        break;
+      }
+      left += next * next;
+      --count;
     }
-    if (std::sqrt(left) <= allowed) {
-      order.resize(count);
-      return order;
-    }
+    order.resize(count);
+    return order;
   }
   order.resize(kept);
   return order;

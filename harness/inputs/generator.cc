@@ -120,9 +120,14 @@ void InputGenerator::DrawRows(const CaseSpec& spec) {
     read("expert_bias_E", expert_bias_E);
   }
   double floor = 0.0;
+  double unit = 0.0;
   for (const Dtype dtype : spec.numerics.dtypes) {
     floor = std::max(floor, MarginFloor(dtype));
+    unit = std::max(unit, std::min(UnitRoundoff(dtype), UnitRoundoff(Dtype::kFloat32)));
   }
+  // Of a step that scores in float32 or better, as the judge has it: long dot products may round
+  // more than the floor leaves room for.
+  const reference::Rounding rounding{.accumulate = unit, .logits = unit, .scores = unit};
   const auto& idle = spec.numerics.idle_experts;
   Slice pending = WholeOf({model_.tokens, model_.d_model});
   smallest_logit_margin_ = INFINITY;
@@ -131,7 +136,7 @@ void InputGenerator::DrawRows(const CaseSpec& spec) {
     Matrix x_TD(static_cast<Eigen::Index>(pending.index[0].size()), model_.d_model);
     Read("x_TD", pending, {x_TD.data(), static_cast<std::size_t>(x_TD.size())});
     const reference::Routing routing =
-        reference::Route(model_, x_TD, gate_ED, gate_bias_E, expert_bias_E);
+        reference::Route(model_, x_TD, gate_ED, gate_bias_E, expert_bias_E, rounding);
     std::vector<std::int64_t> again;
     for (Eigen::Index row = 0; row < x_TD.rows(); ++row) {
       const auto chosen = routing.topk_expert_TK.row(row);
@@ -140,7 +145,8 @@ void InputGenerator::DrawRows(const CaseSpec& spec) {
       });
       const double margin = routing.logit_margin_T(row);
       const std::int64_t token = pending.index[0][static_cast<std::size_t>(row)];
-      if (!hits_idle && margin > floor) {
+      const bool is_decided = routing.margin_T(row) > routing.margin_bound_T(row);
+      if (!hits_idle && margin > floor && is_decided) {
         smallest_logit_margin_ = std::min(smallest_logit_margin_, margin);
         continue;
       }
@@ -148,9 +154,9 @@ void InputGenerator::DrawRows(const CaseSpec& spec) {
       again.push_back(token);
       if (++redraws_T_[static_cast<std::size_t>(token)] > kMostRedraws) {
         throw Error(spec.path,
-                    fmt::format("token {} finds no row with a top-k margin above {:.2e} in {} "
-                                "draws (best {:.2e}); use fewer experts, a smaller top_k, or "
-                                "another seed",
+                    fmt::format("token {} finds no row with a top-k margin above {:.2e}, and above "
+                                "what rounding may take, in {} draws (best {:.2e}); use fewer "
+                                "experts, a smaller top_k, or another seed",
                                 token, floor, kMostRedraws, best_refused));
       }
     }
