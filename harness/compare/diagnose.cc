@@ -262,10 +262,8 @@ bool TensorDiagnosis::FindOther() {
     Name(*fit);
     return true;
   }
-  double bits = 0.0;
-  if (const auto fit = FindPrecision(suspect_, bits)) {
+  if (const auto fit = FindCoarseStorage(suspect_)) {
     Name(*fit);
-    finding_.text += fmt::format(", as if to {:.0f} bits", bits);
     return true;
   }
   std::string where;
@@ -279,11 +277,15 @@ bool TensorDiagnosis::FindOther() {
     finding_.text = "a few elements are wrong: " + where;
     return true;
   }
-  if (const auto fit = FindRanksOfShares(sums_, suspect_)) {
+  if (const auto fit = FindCoarseArithmetic(suspect_)) {
     Name(*fit);
     return true;
   }
   if (const auto fit = FindStaleReplica(suspect_)) {
+    Name(*fit);
+    return true;
+  }
+  if (const auto fit = FindRanksOfShares(sums_, suspect_)) {
     Name(*fit);
     return true;
   }
@@ -304,6 +306,24 @@ void TensorDiagnosis::Unexplained() {
 
 void Diagnose(const Suspect& suspect, const Witnesses& witnesses, Finding& finding) {
   TensorDiagnosis(suspect, witnesses, finding).Run();
+}
+
+void DoubtPrecision(std::vector<Finding>& findings) {
+  std::vector<Finding*> by_arithmetic;
+  for (Finding& finding : findings) {
+    // What is stored coarsely shows in the values themselves: "24 bits".
+    if (finding.explanation.cause == Cause::kPrecision &&
+        DtypeFromText(finding.explanation.option)) {
+      by_arithmetic.push_back(&finding);
+    }
+  }
+  if (by_arithmetic.size() == 1) {
+    Finding& finding = *by_arithmetic.front();
+    finding.text = fmt::format(
+        "wrong, by errors on all elements such as arithmetic in {} makes, but in this tensor alone",
+        finding.explanation.option);
+    finding.explanation = {.cause = Cause::kUnexplained};
+  }
 }
 
 void ShareCauses(std::vector<Finding>& findings) {

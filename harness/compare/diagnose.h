@@ -23,6 +23,10 @@ struct Witnesses {
 // Fills explanation, candidates, residual, text and evidence of a finding that fails.
 void Diagnose(const Suspect& suspect, const Witnesses& witnesses, Finding& finding);
 
+// Arithmetic in a coarser dtype leaves its errors in more than one tensor; where only one looks
+// like it, that one is unexplained.
+void DoubtPrecision(std::vector<Finding>& findings);
+
 // Where a tensor's cause is ambiguous and one of its candidates is what another tensor of the run
 // has for certain, one fault explains both: takes that one.
 void ShareCauses(std::vector<Finding>& findings);

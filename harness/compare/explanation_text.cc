@@ -10,6 +10,12 @@ std::string RanksText(const std::vector<std::int64_t>& ranks) {
   return fmt::format("{} {}", ranks.size() == 1 ? "rank" : "ranks", fmt::join(ranks, ", "));
 }
 
+std::string FactorText(double factor) {
+  const double off = factor - 1.0;
+  return std::abs(off) < 1e-4 ? fmt::format("(1 {} {:.2e})", off < 0.0 ? "-" : "+", std::abs(off))
+                              : fmt::format("{:.6g}", factor);
+}
+
 std::string CauseText(const Explanation& e) {
   switch (e.cause) {
     case Cause::kMissingSum:
@@ -22,7 +28,7 @@ std::string CauseText(const Explanation& e) {
       return fmt::format("wrong group: sum over {} instead of {}", AxesText(e.used),
                          AxesText(e.axes));
     case Cause::kWrongScale:
-      return fmt::format("wrong scale: {:.6g} times the reference", e.factor.value_or(0.0));
+      return fmt::format("wrong scale: {} times the reference", FactorText(e.factor.value_or(0.0)));
     case Cause::kDroppedContribution:
       return fmt::format("the contribution of {} is missing", RanksText(e.sources));
     case Cause::kDoubledContribution:
@@ -42,7 +48,8 @@ std::string CauseText(const Explanation& e) {
     case Cause::kWrongFormula:
       return fmt::format("wrong formula: as if {} were another", e.option);
     case Cause::kPrecision:
-      return "right, but rounded more coarsely than its dtype";
+      return "right, but rounded more coarsely than its dtype" +
+             (e.option.empty() ? "" : ", as if to " + e.option);
     default:
       return std::string(ToText(e.cause));
   }

@@ -213,13 +213,21 @@ std::optional<std::vector<double>> CommonFactors(const Suspect& suspect,
     snapped.push_back(Snap(fit.factor(path), fit.uncertainty(path),
                            static_cast<double>(suspect.manifest().WorldSize())));
   }
-  if (Explains(suspect, paths, snapped, quality) && quality.Helps()) {
-    return snapped;
-  }
+  const bool snapped_fits = Explains(suspect, paths, snapped, quality) && quality.Helps();
+  const FitQuality of_snapped = quality;
   quality = {};
   const std::vector<double> raw(fit.factor.data(), fit.factor.data() + fit.factor.size());
   // A fitted factor takes away some of any error, so it must take away nearly all.
-  const bool fits = Explains(suspect, paths, raw, quality) && quality.left <= 0.05 * quality.before;
+  const double smallest = fit.factor.cwiseAbs().minCoeff();
+  const bool fits = Explains(suspect, paths, raw, quality) && quality.before > 0.0 &&
+                    quality.left <= 0.05 * quality.before && quality.residual <= 0.5 * smallest;
+  // 1/1000 is near 0 and yet not 0, which shows in what is left.
+  const bool is_near_zero = std::count(snapped.begin(), snapped.end(), 0.0) > 0 && fits &&
+                            16.0 * quality.left < of_snapped.left;
+  if (snapped_fits && !is_near_zero) {
+    quality = of_snapped;
+    return snapped;
+  }
   return fits ? std::optional(raw) : std::nullopt;
 }
 
@@ -276,8 +284,15 @@ std::vector<Fit> FindFactorCauses(const Suspect& suspect, const StepContract* co
     return {};
   }
   bool everywhere = true;
+  bool is_zero = true;
   for (std::size_t index = 0; index < suspect.Pieces(); ++index) {
     everywhere = everywhere && suspect.HolderIsWrong(suspect.HolderOf(index));
+    is_zero = is_zero && (found->factor != 0.0 || Norm(suspect.Load(index).got) == 0.0);
+  }
+  const bool is_all =
+      std::find(found->affected.begin(), found->affected.end(), false) == found->affected.end();
+  if (is_all && !is_zero) {
+    return {};  // A little of something else is not nothing.
   }
   if (found->factor == 0.0 && !everywhere) {
     return {};  // One rank that has nothing has lost no path.
@@ -310,6 +325,9 @@ double ErrorLeftByFactors(const Suspect& suspect) {
 }
 
 std::string DescribeFactor(double factor, const Manifest& manifest) {
+  if (std::abs(factor - 1.0) < 0.05) {
+    return "";  // no size is so near to 1
+  }
   std::map<std::string, double> sizes;
   for (const Mesh* mesh : {&manifest.meshes.dense, &manifest.meshes.expert}) {
     for (const Axis axis : mesh->axes) {
@@ -338,7 +356,7 @@ std::string DescribeFactor(double factor, const Manifest& manifest) {
   if (found.empty()) {
     for (const auto& [name, size] : sizes) {
       for (const auto& [other, divisor] : sizes) {
-        if (name != other && is(size / divisor)) {
+        if (name != other && size != divisor && is(size / divisor)) {
           found.push_back(fmt::format("{} over {}", name, other));
         }
         if (name < other && (is(size * divisor) || is(1.0 / (size * divisor)))) {

@@ -48,7 +48,7 @@ struct Explanation {
   std::optional<double> factor;  // kWrongScale
   std::string path;              // kLostPath, kDoubledPath, or that a sum's cause is limited to
   std::string permuted;          // kPermuted: "experts", "tokens", "hidden units", "elements"
-  std::string option;            // kWrongFormula: "score_placement"
+  std::string option;            // kWrongFormula: "score_placement"; kPrecision: "bfloat16"
   std::vector<std::int64_t> sources;  // whose contribution was dropped or doubled: ranks
 };
 

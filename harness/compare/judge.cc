@@ -37,6 +37,7 @@ class DumpJudge {
 
  private:
   void CompareRouting();
+  void RequireFinite(const std::string& name, const Estimate& want) const;
   void JudgeWhole(const std::string& name, const Estimate& want);
   void CheckAgainstGolden() const;
   void CheckThatSomethingWasTested(const reference::StepResult& want);
@@ -100,7 +101,18 @@ void DumpJudge::CheckAgainstGolden() const {
   }
 }
 
+void DumpJudge::RequireFinite(const std::string& name, const Estimate& want) const {
+  // Squares are taken of everything.
+  constexpr double kLargest = 1e150;
+  if (!(want.value.size() == 0 || want.value.cwiseAbs().maxCoeff() < kLargest)) {
+    throw Error(dump_.name, fmt::format("has a problem whose {} overflows in float64, so that "
+                                        "nothing can be compared; use inputs of ordinary size",
+                                        name));
+  }
+}
+
 void DumpJudge::JudgeWhole(const std::string& name, const Estimate& want) {
+  RequireFinite(name, want);
   reference_squares_[name] += want.value.squaredNorm();
   TensorJudge* judge = JudgeOf(name);
   if (judge == nullptr) {
@@ -137,6 +149,12 @@ void DumpJudge::CheckThatSomethingWasTested(const reference::StepResult& want) {
     } else {
       judgement_.notes.push_back(fmt::format("{} was not dumped and so not judged", result.name));
     }
+  }
+  const bool any_gradient = std::any_of(judges_.begin(), judges_.end(), [](const auto& entry) {
+    return entry.first.starts_with("d_");
+  });
+  if (!any_gradient) {
+    Vacuous("gradients", "no gradient was dumped, so nothing was judged");
   }
   for (const auto& [name, judge] : judges_) {
     const auto finding = std::find_if(judgement_.findings.begin(), judgement_.findings.end(),
@@ -273,6 +291,7 @@ Judgement DumpJudge::Run() {
       .forced_routing = observed_routing_ ? &*observed_routing_ : nullptr};
   const auto on_expert = [&](const reference::ExpertGradients& gradients) {
     const auto judge = [&](const std::string& name, const Estimate& want) {
+      RequireFinite(name, want);
       reference_squares_[name] += want.value.squaredNorm();
       if (TensorJudge* tensor = JudgeOf(name)) {
         tensor->JudgeUnit(gradients.expert, want.value, want.deviation, want.worst_case);
@@ -283,6 +302,15 @@ Judgement DumpJudge::Run() {
     judge("d_w3_EFD", gradients.d_w3_FD);
     judge("d_w2_EDF", gradients.d_w2_DF);
   };
+  for (const auto& [tensor, dtype] : manifest_.casts) {
+    if (UnitRoundoff(dtype) > UnitRoundoff(manifest_.dtype)) {
+      judgement_.notes.push_back(fmt::format(
+          "{} is declared to be computed in {}, which widens what everything may be off by{}",
+          tensor, ToText(dtype),
+          options_.golden != nullptr ? "; the tolerances of the case's golden file are not used"
+                                     : ""));
+    }
+  }
   const reference::StepResult want = reference::RunStep(manifest_.model, problem_, step, on_expert);
   JudgeWhole("y_TD", want.y_TD);
   JudgeWhole("d_x_TD", want.d_x_TD);
@@ -305,6 +333,7 @@ Judgement DumpJudge::Run() {
     judgement_.measured[name] = judges_.at(name)->measured();
   }
   ShareCauses(judgement_.findings);
+  DoubtPrecision(judgement_.findings);
   TryModelVariants(want.routing);
   CheckThatSomethingWasTested(want);
   const auto has = [&](Verdict verdict) {

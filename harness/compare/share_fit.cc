@@ -6,6 +6,7 @@
 #include <Eigen/Dense>
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "harness/compare/explanation_text.h"
 #include "harness/compare/norms.h"
@@ -184,12 +185,12 @@ std::optional<Fit> FindRanksOfShares(const SumCauses& sums, const Suspect& suspe
     if (plan.sums.empty()) {
       continue;
     }
-    std::vector<std::int64_t> dropped;
-    std::vector<std::int64_t> doubled;
+    std::optional<std::map<std::int64_t, double>>
+        common;  // rank -> how often, where it is not once
     FitQuality quality;
     bool fits = true;
     for (std::size_t index = 0; index < suspect.Pieces() && fits; ++index) {
-      if (!suspect.IsWrong(index)) {
+      if (!suspect.HolderIsWrong(suspect.HolderOf(index))) {
         continue;
       }
       const Piece piece = suspect.Load(index);
@@ -199,26 +200,35 @@ std::optional<Fit> FindRanksOfShares(const SumCauses& sums, const Suspect& suspe
           MeshOf(suspect, plan.sums)
               .GroupOf(suspect.observed().holders()[piece.holder].ranks.front(), plan.sums);
       fits = fit.times.size() == group.size() && 2 * group.size() <= piece.got.size();
+      std::map<std::int64_t, double> odd;
+      std::size_t known = 0;
       std::vector<double> predicted(piece.got.size(), 0.0);
       for (std::size_t i = 0; fits && i < group.size(); ++i) {
         const double times = std::round(fit.times[i]);
-        const bool has_share = Norm(shares[i]) > 0.0;
-        fits = !has_share || (times >= 0.0 && times <= 2.0);
-        if (has_share && times != 1.0) {
-          auto& ranks = times == 0.0 ? dropped : doubled;
-          if (std::find(ranks.begin(), ranks.end(), group[i]) == ranks.end()) {
-            ranks.push_back(group[i]);
+        if (Norm(shares[i]) > 0.0) {
+          ++known;
+          if (times != 1.0) {
+            odd[group[i]] = times;
           }
         }
         for (std::size_t k = 0; k < predicted.size(); ++k) {
           predicted[k] += times * shares[i][k];
         }
       }
-      fits = fits && suspect.Explains(piece, predicted, quality);
+      // All ranks lack the same ones, in every slice; who lacks all has something else.
+      const bool is_some = odd.size() < known;
+      fits = fits && is_some && (!common || *common == odd) &&
+             suspect.Explains(piece, predicted, quality);
+      common = odd;
+    }
+    std::vector<std::int64_t> dropped;
+    std::vector<std::int64_t> doubled;
+    for (const auto& [rank, times] : common.value_or(std::map<std::int64_t, double>())) {
+      fits = fits && (times == 0.0 || times == 2.0);
+      (times == 0.0 ? dropped : doubled).push_back(rank);
     }
     if (fits && quality.Helps() && dropped.empty() != doubled.empty()) {
       auto& ranks = dropped.empty() ? doubled : dropped;
-      std::sort(ranks.begin(), ranks.end());
       return Fit{.explanation = {.cause = dropped.empty() ? Cause::kDoubledContribution
                                                           : Cause::kDroppedContribution,
                                  .axes = plan.sums,

@@ -43,7 +43,7 @@ struct FitQuality {
 
   // Near the tolerance nearly right values are within rounding of many things: an explanation must
   // take away most of the error too.
-  bool Helps() const { return left <= 0.25 * before; }
+  bool Helps() const { return before > 0.0 && left <= 0.25 * before; }
 };
 
 class Suspect {

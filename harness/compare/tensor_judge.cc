@@ -84,10 +84,13 @@ void TensorJudge::Fail(const ObservedTensor::Holder& holder) {
   }
 }
 
+// No gradient is that large, and squares of such numbers overflow.
+constexpr double kAbsurd = 1e150;
+
 void TensorJudge::NoteCorruption(const ObservedTensor::Holder& holder, std::int64_t global_unit,
                                  const std::vector<double>& got) {
   const auto place =
-      std::find_if(got.begin(), got.end(), [](double v) { return !std::isfinite(v); });
+      std::find_if(got.begin(), got.end(), [](double v) { return !(std::abs(v) < kAbsurd); });
   if (place == got.end()) {
     return;
   }
@@ -106,7 +109,10 @@ void TensorJudge::NoteCorruption(const ObservedTensor::Holder& holder, std::int6
   if (observed_.HasUnits()) {
     index.insert(index.begin(), global_unit);
   }
-  corruption_ = fmt::format("{} at [{}] on rank {}", std::isnan(*place) ? "NaN" : "Inf",
+  corruption_ = fmt::format("{} at [{}] on rank {}",
+                            std::isnan(*place)   ? "NaN"
+                            : std::isinf(*place) ? "Inf"
+                                                 : fmt::format("{:.1e}", *place),
                             fmt::join(index, ", "), fmt::join(holder.ranks, " + "));
 }
 
@@ -215,7 +221,8 @@ void TensorJudge::JudgeUnit(std::int64_t global_unit, const Matrix& value, const
     for (const std::int64_t rank : holder.ranks) {
       error_of_rank_[rank] = std::max(error_of_rank_[rank], relative);
     }
-    const bool wrong = !(error <= allowed);  // NaN is wrong
+    // Where nothing may be off elements are compared, since squares of tiny ones are zero.
+    const bool wrong = exact_ ? got != want : !(error <= allowed);  // NaN is wrong
     if (wrong) {
       Fail(holder);
     }
@@ -226,7 +233,7 @@ void TensorJudge::JudgeUnit(std::int64_t global_unit, const Matrix& value, const
       finding_.error = relative;
       finding_.tolerance = want_norm > 0.0 ? allowed / want_norm : allowed;
     }
-    finite = finite && std::isfinite(error);
+    finite = finite && corruption_.empty();
     unit.holders.push_back(h);
     unit.got.push_back(std::move(got));
     // A fault may round where a correct step does not: a mean over 3 ranks. Causes allow for that.
@@ -263,8 +270,10 @@ void TensorJudge::JudgeScale() {
   // What the factor leaves is rounding of a right step, or else the factor is that of a coarser
   // one.
   if (error_squares_ - error * error * want_squares_ > deviation_squares_) {
-    finding_.explanation.cause = Cause::kPrecision;
-    finding_.text = ToText(finding_.explanation);
+    finding_.explanation.cause = Cause::kUnexplained;
+    finding_.text =
+        "off as a whole, though every slice is within its own tolerance, by errors like those of "
+        "coarser arithmetic";
     finding_.evidence = {fmt::format(
         "what   {} is off by {:.2e} as a whole, allowed {:.1e}, and by {:.2e} element by element",
         finding_.tensor, std::abs(error), allowed, std::sqrt(error_squares_ / want_squares_))};
@@ -273,14 +282,15 @@ void TensorJudge::JudgeScale() {
   constexpr double kLargestSpread = 2.0;
   if (unit_factors_.count > 0.0 && unit_factors_.Spread(error) > kLargestSpread) {
     finding_.explanation.cause = Cause::kUnexplained;
-    finding_.text = "off as a whole, by other factors in other slices";
+    finding_.text =
+        "off as a whole, though every slice is within its own tolerance; they share no factor";
     finding_.evidence = {fmt::format("what   {} is off by {:.2e} as a whole, allowed {:.1e}",
                                      finding_.tensor, std::abs(error), allowed)};
     return;
   }
   finding_.explanation.cause = Cause::kWrongScale;
   finding_.explanation.factor = 1.0 + error;
-  finding_.text = fmt::format("wrong scale: {:.6g} times the reference", 1.0 + error);
+  finding_.text = ToText(finding_.explanation);
   finding_.evidence = {
       fmt::format("what   {} is off by {:.2e} as a whole; allowed {:.1e}", finding_.tensor,
                   std::abs(error), allowed),
@@ -341,6 +351,12 @@ Finding TensorJudge::Finish(const Manifest& manifest, Ledger& ledger) {
 }
 
 bool TensorJudge::IsExplainedBy(const Manifest& manifest, Ledger& ledger) const {
+  const auto has_wrong = [](const std::vector<bool>& units) {
+    return std::find(units.begin(), units.end(), true) != units.end();
+  };
+  if (std::none_of(measurement_.is_wrong.begin(), measurement_.is_wrong.end(), has_wrong)) {
+    return false;  // off as a whole only: too little to tell by
+  }
   const Suspect suspect(observed_, measurement_, manifest, ledger);
   FitQuality quality;
   for (std::size_t index = 0; index < suspect.Pieces(); ++index) {

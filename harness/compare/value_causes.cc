@@ -11,6 +11,7 @@
 
 #include "harness/compare/factor_causes.h"
 #include "harness/compare/norms.h"
+#include "harness/compare/tolerance.h"
 
 namespace moe {
 namespace {
@@ -207,6 +208,20 @@ bool ElementsArePermuted(const Suspect& suspect) {
          quality.Helps();
 }
 
+int SignificantBits(double value) {
+  int exponent = 0;
+  const double mantissa = std::frexp(value, &exponent);
+  auto whole = static_cast<std::int64_t>(std::ldexp(std::abs(mantissa), 53));
+  if (whole == 0) {
+    return 0;
+  }
+  int bits = 53;
+  for (; (whole & 1) == 0; whole >>= 1) {
+    --bits;
+  }
+  return bits;
+}
+
 Fit FitOf(Explanation explanation) {
   return {.explanation = std::move(explanation)};
 }
@@ -358,6 +373,9 @@ std::optional<Fit> FindLocalNormaliser(const Suspect& suspect, const SumCauses& 
 }
 
 std::optional<Fit> FindLeftovers(const Suspect& suspect, std::string& where) {
+  if (!IsExpertWeight(suspect.name()) && suspect.name() != "d_gate_ED") {
+    return std::nullopt;  // of one expert; a tensor that should be zero throughout is simply wrong
+  }
   std::optional<Fit> fit;
   const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
     for (std::size_t unit = 0; unit < piece.Units(); ++unit) {
@@ -384,7 +402,11 @@ std::optional<Fit> FindLeftovers(const Suspect& suspect, std::string& where) {
     }
     return true;
   });
-  return all ? fit : std::nullopt;
+  bool is_zero_throughout = true;
+  for (std::size_t index = 0; all && index < suspect.Pieces() && is_zero_throughout; ++index) {
+    is_zero_throughout = Norm(suspect.Load(index).want) == 0.0;
+  }
+  return all && !is_zero_throughout ? fit : std::nullopt;
 }
 
 std::optional<Fit> FindCorruption(const Suspect& suspect, std::string& where) {
@@ -458,11 +480,47 @@ std::optional<Fit> FindStaleReplica(const Suspect& suspect) {
   return FitOf({.cause = Cause::kStaleReplica});
 }
 
-std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits) {
+std::optional<Fit> FindCoarseStorage(const Suspect& suspect) {
+  const double dtype_bits = -std::log2(UnitRoundoff(suspect.manifest().dtype));
+  int bits = 0;
+  ForEachWrong(suspect, [&](const Piece& piece) {
+    for (const double value : piece.got) {
+      bits = std::max(bits, SignificantBits(value));
+    }
+    return true;
+  });
+  // A little fewer bits than the dtype has may be chance.
+  if (bits == 0 || bits > 0.75 * dtype_bits) {
+    return std::nullopt;
+  }
+  const double unit = std::ldexp(1.0, -bits);
+  FitQuality quality;
+  const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
+    const double slack =
+        Norm(piece.allowed) / std::sqrt(static_cast<double>(piece.got.size())) * 4.0;
+    for (std::size_t i = 0; i < piece.got.size(); ++i) {
+      const double error = std::abs(piece.got[i] - piece.want[i]);
+      if (error > unit * std::abs(piece.want[i]) + slack) {
+        return false;
+      }
+      quality.residual =
+          std::max(quality.residual, piece.want[i] == 0.0 ? 0.0 : error / std::abs(piece.want[i]));
+    }
+    return true;
+  });
+  // Of many roundings some are off by nearly half a step.
+  if (!all || quality.residual < 0.25 * unit) {
+    return std::nullopt;
+  }
+  Fit fit = FitOf({.cause = Cause::kPrecision, .option = fmt::format("{} bits", bits)});
+  fit.residual = quality.residual;
+  return fit;
+}
+
+std::optional<Fit> FindCoarseArithmetic(const Suspect& suspect) {
   constexpr double kLeastLeft = 0.8;           // of the squared error, by factors of paths
   constexpr double kFewestIndependent = 30.0;  // with fewer, any error may lie across the reference
-  constexpr double kLargest = 0.2;  // relative; a tensor that far off is wrong, not coarse
-  double along = 0.0;               // error along the reference,
+  double along = 0.0;                          // error along the reference,
   double wants = 0.0;
   double squares = 0.0;
   std::set<std::size_t> holders;
@@ -470,7 +528,8 @@ std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits) {
   std::int64_t units = 0;
   std::int64_t coarse = 0;        // units that are off by what no rounding of the dtype often does
   std::vector<double> relatives;  // errors of elements over their size
-  double largest = 0.0;           // of a unit
+  std::vector<double> units_of_bound;  // errors of units over what rounding in the dtype gives them
+  double largest = 0.0;                // of a unit
   const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
     for (std::size_t unit = 0; unit < piece.Units(); ++unit) {
       double unit_squares = 0.0;
@@ -487,9 +546,8 @@ std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits) {
       }
       ++units;
       coarse += std::sqrt(unit_squares) > 0.5 * piece.allowed[unit] ? 1 : 0;
-      if (unit_squares > kLargest * kLargest * unit_wants &&
-          std::sqrt(unit_squares) > piece.allowed[unit]) {
-        return false;
+      if (piece.allowed[unit] > 0.0) {
+        units_of_bound.push_back(kSafety * std::sqrt(unit_squares) / piece.allowed[unit]);
       }
       largest = std::max(largest, unit_wants > 0.0 ? unit_squares / unit_wants : 0.0);
       squares += unit_squares;
@@ -516,10 +574,24 @@ std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits) {
       ErrorLeftByFactors(suspect) < kLeastLeft || std::sqrt(largest) > 30.0 * relative) {
     return std::nullopt;
   }
-  // Rounding to b bits is off by up to 2^-b, evenly spread: about 2^-b / sqrt(3) of a mantissa in
-  // [1, 2), 0.72 of that on the average.
-  bits = -std::log2(relative * std::sqrt(3.0) / 0.72);
-  Fit fit = FitOf({.cause = Cause::kPrecision});
+  // Arithmetic in a coarser dtype is off by as many times the bound as its unit is larger, in every
+  // unit; errors of correct runs are 0.05 to 1.5 of their bound.
+  std::nth_element(units_of_bound.begin(), units_of_bound.begin() + std::ssize(units_of_bound) / 2,
+                   units_of_bound.end());
+  const double own_unit = UnitRoundoff(suspect.manifest().dtype);
+  const double middle =
+      units_of_bound.empty() ? 0.0 : units_of_bound[units_of_bound.size() / 2] * own_unit;
+  std::string dtype;
+  for (const Dtype coarser : {Dtype::kFloat32, Dtype::kFloat16, Dtype::kBfloat16}) {
+    const double unit = UnitRoundoff(coarser);
+    if (unit > 4.0 * own_unit && middle >= 0.05 * unit && middle <= 1.5 * unit) {
+      dtype = ToText(coarser);
+    }
+  }
+  if (dtype.empty()) {
+    return std::nullopt;
+  }
+  Fit fit = FitOf({.cause = Cause::kPrecision, .option = dtype});
   fit.residual = relative;
   return fit;
 }

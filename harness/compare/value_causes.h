@@ -29,8 +29,13 @@ std::optional<Fit> FindCorruption(const Suspect& suspect, std::string& where);
 // Ranks hold something else than others that should hold the same and are right.
 std::optional<Fit> FindStaleReplica(const Suspect& suspect);
 
-// Right up to an error that lies on all elements alike and has no part along the reference; `bits`
-// becomes the number of significant bits that rounding to would give such an error.
-std::optional<Fit> FindPrecision(const Suspect& suspect, double& bits);
+// Right, but on a grid of fewer significant bits than the dtype has, each element within half a
+// step of what it should be. `option` becomes "24 bits".
+std::optional<Fit> FindCoarseStorage(const Suspect& suspect);
+
+// Right up to an error that lies on all elements and units alike, has no part along the reference,
+// and is of the size that arithmetic in a coarser dtype gives, which `option` becomes. Of one
+// tensor alone that is no more than a likeness.
+std::optional<Fit> FindCoarseArithmetic(const Suspect& suspect);
 
 }  // namespace moe
