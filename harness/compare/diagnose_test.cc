@@ -269,6 +269,33 @@ TEST(Diagnose, TellsRoundingFromAWrongValue) {
   EXPECT_EQ(finding.explanation.cause, Cause::kPrecision) << finding.text;
 }
 
+// What is added has the size of float32's rounding, and nothing else of it.
+TEST(Diagnose, TakesNoFaultOfOneTensorForCoarserArithmetic) {
+  Step step("dp2", RoomyModel());
+  step.Run();
+  const Values other = step.whole["d_w3_EFD"];
+  step.Tamper("d_w1_EFD", [=](std::int64_t, Values& local) { local = Sum(local, other, 2e-8); });
+  EXPECT_EQ(step.FindingOf("d_w1_EFD").explanation.cause, Cause::kUnexplained);
+}
+
+TEST(Diagnose, DoesNotSayThatEverybodysShareIsMissing) {
+  Step step("dp2.tp3.ep2.etp1", RoomyModel());
+  step.Run().Tamper("d_gate_ED", [](std::int64_t rank, Values& local) {
+    if (rank == 2) {
+      std::fill(local.begin(), local.end(), 0.0);
+    }
+  });
+  const Finding finding = step.FindingOf("d_gate_ED");
+  EXPECT_EQ(finding.explanation.cause, Cause::kStaleReplica) << finding.text;
+  EXPECT_EQ(finding.ranks, Ranks{2});
+}
+
+TEST(Diagnose, SaysAFactorNearOneWithItsDigitsAndWithoutSizes) {
+  Step step("dp2", RoomyModel());
+  step.Run().Scale("d_w1_EFD", 1.0 + 1e-7);
+  EXPECT_EQ(step.FindingOf("d_w1_EFD").text, "wrong scale: (1 + 1.00e-07) times the reference");
+}
+
 TEST(Diagnose, NamesTheOptionThatIsAnotherInTheStep) {
   Step step("dp2.ep2", RoomyModel());
   step.manifest.model.score_placement = ScorePlacement::kBeforeExperts;

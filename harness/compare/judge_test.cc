@@ -238,6 +238,61 @@ TEST(Judge, FindsTheFirstNumberThatIsNone) {
   }
 }
 
+// Its square overflows, and least squares would make a factor of it.
+TEST(Judge, CallsAnElementBeyondAllMeasureCorrupt) {
+  Step step("dp2.tp3.ep2.etp1");
+  step.Run().Tamper("d_gate_ED", [](std::int64_t rank, Values& local) {
+    local[9] = rank == 4 ? 1e200 : local[9];
+  });
+  EXPECT_EQ(Told(step.FindingOf("d_gate_ED")), "fail: corruption [] 1.0e+200 at [1, 1] on rank 4");
+}
+
+TEST(Judge, RefusesAProblemThatOverflows) {
+  Step step("dp2");
+  step.Run();
+  step.manifest.model.route_scale = 1e200;
+  EXPECT_TRUE(Has(ErrorOf([&] { step.Judge(); }), "overflows in float64"))
+      << ErrorOf([&] { step.Judge(); });
+}
+
+TEST(Judge, ProvesNothingWithoutAGradient) {
+  Step step("dp2");
+  step.Run();
+  for (const TensorInfo& result : ResultsOf(step.manifest.model)) {
+    if (result.name != "y_TD") {
+      step.Drop(result.name);
+      step.manifest.not_dumped.push_back(result.name);
+    }
+  }
+  EXPECT_EQ(step.Judge().verdict, Verdict::kVacuous);
+}
+
+// An idle expert's zeros: the square of 1e-200 is zero too.
+TEST(Judge, ComparesTinyElementsWhereTheProblemIsExact) {
+  Step step("dp2");
+  Values& gate = step.problem["gate_ED"];
+  std::fill(gate.begin(), gate.begin() + 8, -1.0);
+  Values& x = step.problem["x_TD"];
+  for (double& value : x) {
+    value = std::abs(value) + 0.125;
+  }
+  std::fill(gate.begin() + 8, gate.end(), 1.0);
+  gate[17] = 2.0;
+  gate[26] = 2.0;
+  step.Run();
+  const Values whole = step.whole["d_w1_EFD"];
+  ASSERT_EQ(whole[0], 0.0);
+  step.Tamper("d_w1_EFD", [](std::int64_t, Values& local) { local[0] = 1e-200; });
+  EXPECT_EQ(step.FindingOf("d_w1_EFD", {.exact = true}).verdict, Verdict::kFail);
+}
+
+TEST(Judge, NotesWhatADeclaredCastAllows) {
+  Step step("dp2");
+  step.manifest.casts["scores_TE"] = Dtype::kBfloat16;
+  step.Run();
+  EXPECT_TRUE(Notes(step.Judge(), "scores_TE is declared to be computed in bfloat16"));
+}
+
 TEST(Judge, BlamesTheOneElementThatIsWrong) {
   Step step("dp2.tp3.ep2.etp1");
   step.Run().Tamper("d_gate_ED",
