@@ -109,7 +109,14 @@ std::pair<double, double> SlackOf(const Suspect& suspect, const Piece& piece, st
 
 // Whether each wrong piece holds, in its places, another expert of those that its rank may hold.
 bool ExpertsArePermuted(const Suspect& suspect) {
+  constexpr double kMostCompared =
+      1e10;  // numbers; of a real layer's experts it would take minutes
   const auto& holders = suspect.observed().holders();
+  const auto experts = static_cast<double>(suspect.observed().claim().shape[0]);
+  const auto held = static_cast<double>(NumElements(holders.front().slice.LocalShape()));
+  if (experts * held > kMostCompared) {
+    return false;
+  }
   std::map<std::size_t, std::set<std::int64_t>> taken;  // by holder
   FitQuality quality;
   const bool all = ForEachWrong(suspect, [&](const Piece& piece) {
