@@ -10,9 +10,8 @@
 #include <vector>
 
 #include "cases/autograd_step.h"
-#include "harness/compare/problem.h"
+#include "cases/whole_reference.h"
 #include "harness/inputs/generator.h"
-#include "reference/moe_reference.h"
 
 namespace moe {
 namespace {
@@ -26,29 +25,6 @@ Model Plain() {
 }
 
 using Results = std::map<std::string, std::vector<double>>;
-
-Results ReferenceStep(const Model& model, const TensorSource& inputs) {
-  Results results;
-  const auto append = [&](const std::string& name, const reference::Estimate& part) {
-    results[name].insert(results[name].end(), part.value.data(),
-                         part.value.data() + part.value.size());
-  };
-  const reference::StepResult step = reference::RunStep(
-      model, MakeProblem(model, inputs), {}, [&](const reference::ExpertGradients& gradients) {
-        append("d_w1_EFD", gradients.d_w1_FD);
-        append("d_w3_EFD", gradients.d_w3_FD);
-        append("d_w2_EDF", gradients.d_w2_DF);
-      });
-  append("y_TD", step.y_TD);
-  append("d_x_TD", step.d_x_TD);
-  append("d_gate_ED", step.d_gate_ED);
-  append("d_gate_bias_E", step.d_gate_bias_E);
-  append("d_shared_w1_FD", step.d_shared_w1_FD);
-  append("d_shared_w3_FD", step.d_shared_w3_FD);
-  append("d_shared_w2_DF", step.d_shared_w2_DF);
-  append("d_shared_gate_D", step.d_shared_gate_D);
-  return results;
-}
 
 double RelativeL2(const std::vector<double>& got, const std::vector<double>& want) {
   double error = 0.0;
@@ -67,7 +43,7 @@ void ExpectAgreement(const Model& model, const std::vector<std::int64_t>& idle_e
                       .model = model,
                       .numerics = {.seed = 1, .idle_experts = idle_experts}};
   const InputGenerator inputs(spec);
-  const Results got = ReferenceStep(model, inputs);
+  const Results got = WholeReference(model, inputs);
   const Results want = AutogradStep(model, inputs);
   for (const TensorInfo& result : ResultsOf(model)) {
     SCOPED_TRACE(result.name);
@@ -193,7 +169,7 @@ TEST(Autograd, EqualsTheReferenceBitForBitInEveryDtypeWhereTheFillIsDyadic) {
     }
     ++cases;
     const InputGenerator inputs(spec);
-    const Results want = ReferenceStep(spec.model, inputs);
+    const Results want = WholeReference(spec.model, inputs);
     for (const Dtype dtype : {Dtype::kFloat64, Dtype::kFloat32, Dtype::kBfloat16}) {
       const Results got = AutogradStep(spec.model, inputs, dtype);
       for (const TensorInfo& result : ResultsOf(spec.model)) {

@@ -10,7 +10,7 @@
 #include <map>
 #include <set>
 
-#include "harness/compare/problem.h"
+#include "cases/whole_reference.h"
 #include "harness/run_case.h"
 #include "harness/run_step.h"
 
@@ -184,11 +184,7 @@ std::vector<Values> UnitsAlong(const Values& whole, const Shape& shape, std::siz
 TEST(Exact, MakesEveryTokenExpertAndHiddenUnitDifferent) {
   for (const CaseSpec& spec : DyadicCases()) {
     const InputGenerator inputs(spec);
-    std::map<std::string, Values> results;
-    const auto append = [&](const std::string& name, const reference::Estimate& part) {
-      Values& whole = results[name];
-      whole.insert(whole.end(), part.value.data(), part.value.data() + part.value.size());
-    };
+    const std::map<std::string, Values> results = WholeReference(spec.model, inputs);
     const auto expect_different = [&](const std::string& name, const Values& whole,
                                       const Shape& shape, std::size_t dim) {
       const std::vector<Values> units = UnitsAlong(whole, shape, dim);
@@ -197,20 +193,6 @@ TEST(Exact, MakesEveryTokenExpertAndHiddenUnitDifferent) {
       EXPECT_EQ(std::ssize(different), 1 + shape[dim])
           << spec.name << " " << name << " along dimension " << dim;
     };
-    const reference::StepResult step = reference::RunStep(
-        spec.model, MakeProblem(spec.model, inputs), {}, [&](const reference::ExpertGradients& g) {
-          append("d_w1_EFD", g.d_w1_FD);
-          append("d_w3_EFD", g.d_w3_FD);
-          append("d_w2_EDF", g.d_w2_DF);
-        });
-    append("y_TD", step.y_TD);
-    append("d_x_TD", step.d_x_TD);
-    append("d_gate_ED", step.d_gate_ED);
-    append("d_gate_bias_E", step.d_gate_bias_E);
-    append("d_shared_w1_FD", step.d_shared_w1_FD);
-    append("d_shared_w3_FD", step.d_shared_w3_FD);
-    append("d_shared_w2_DF", step.d_shared_w2_DF);
-    append("d_shared_gate_D", step.d_shared_gate_D);
     for (const TensorInfo& result : ResultsOf(spec.model)) {
       const std::string letters = result.name.substr(result.name.rfind('_') + 1);
       const Values& whole = results.at(result.name);

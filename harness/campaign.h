@@ -41,7 +41,7 @@ struct Mutant {
   std::string bug_class;
   std::string tensor;  // where it is planted or first seen; "step" for the step as a whole
   Outcome outcome = Outcome::kSurvived;
-  std::string why;                // of what was not killed or crashed
+  std::string why;                // of what was not killed, crashed or should change nothing
   std::vector<std::string> said;  // "d_gate_ED: missing_sum [tp]" of every finding that fails
   std::int64_t unexplained = 0;   // of those, how many say no cause
   std::string repro;

@@ -60,11 +60,6 @@ struct HiddenUnits {
   }
 };
 
-double SiluSlope(double u) {
-  const double s = Sigmoid(u);
-  return s + u * SigmoidSlopeOf(s);
-}
-
 HiddenUnits RunHidden(const Matrix& r_ND, const Matrix& d_o_ND, const SwiGluWeights& weights) {
   const Arithmetic math(std::nullopt);
   const SwiGluForward forward = RunSwiGlu(math, r_ND, weights);

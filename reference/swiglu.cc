@@ -9,12 +9,6 @@ double Silu(double u) {
   return u * Sigmoid(u);
 }
 
-// silu'(u) = s + u s (1 - s) with s = sigmoid(u).
-double SiluSlope(double u) {
-  const double s = Sigmoid(u);
-  return s + u * SigmoidSlopeOf(s);
-}
-
 // silu''(u) = s (1 - s) (2 + u (1 - 2 s)).
 double SiluCurvature(double u) {
   const double s = Sigmoid(u);
@@ -28,6 +22,11 @@ double SiluSlopeSize(double u) {
 }
 
 }  // namespace
+
+double SiluSlope(double u) {
+  const double s = Sigmoid(u);
+  return s + u * SigmoidSlopeOf(s);
+}
 
 SwiGluForward RunSwiGlu(const Arithmetic& math, const Operand& r_ND, const SwiGluWeights& weights) {
   const double store = math.unit().store;

@@ -22,6 +22,9 @@ struct SwiGluBackward {
   Estimate d_w2_DF;
 };
 
+// silu'(u) = s + u s (1 - s) with s = sigmoid(u).
+double SiluSlope(double u);
+
 SwiGluForward RunSwiGlu(const Arithmetic& math, const Operand& r_ND, const SwiGluWeights& weights);
 
 SwiGluBackward RunSwiGluBackward(const Arithmetic& math, const Operand& r_ND,

@@ -9,6 +9,8 @@
 #include "harness/compare/call_log.h"
 #include "harness/compare/explanation_text.h"
 #include "harness/compare/factor_causes.h"
+#include "harness/compare/order_causes.h"
+#include "harness/compare/precision_causes.h"
 #include "harness/compare/replica_sums.h"
 #include "harness/compare/share_fit.h"
 #include "harness/compare/sum_causes.h"
@@ -202,7 +204,7 @@ bool TensorDiagnosis::RefuseIfTooSmall(const std::vector<Fit>& fits) {
 void TensorDiagnosis::Name(const Fit& fit) {
   finding_.explanation = fit.explanation;
   finding_.residual = fit.residual;
-  finding_.text = ToText(fit.explanation);
+  finding_.text = fit.text.empty() ? ToText(fit.explanation) : fit.text;
   if (!fit.everywhere) {
     finding_.text += fmt::format(", on rank {} alone", fmt::join(finding_.ranks, ", "));
   }
@@ -250,46 +252,17 @@ void TensorDiagnosis::Ambiguous(const std::vector<Fit>& fits) {
 
 // Causes that are looked for only when no sum and no factor fits.
 bool TensorDiagnosis::FindOther() {
-  if (const auto fit = FindMisplacedShard(suspect_)) {
-    Name(*fit);
-    return true;
-  }
-  if (const auto fit = FindPermutation(suspect_)) {
-    Name(*fit);
-    return true;
-  }
-  if (const auto fit = FindLocalNormaliser(suspect_, sums_)) {
-    Name(*fit);
-    return true;
-  }
-  if (const auto fit = FindCoarseStorage(suspect_)) {
-    Name(*fit);
-    return true;
-  }
-  std::string where;
-  if (const auto fit = FindLeftovers(suspect_, where)) {
-    Name(*fit);
-    finding_.text = "not zero where it should be: " + where;
-    return true;
-  }
-  if (const auto fit = FindCorruption(suspect_, where)) {
-    Name(*fit);
-    finding_.text = "a few elements are wrong: " + where;
-    return true;
-  }
-  if (const auto fit = FindCoarseArithmetic(suspect_)) {
-    Name(*fit);
-    return true;
-  }
-  if (const auto fit = FindStaleReplica(suspect_)) {
-    Name(*fit);
-    return true;
-  }
-  if (const auto fit = FindRanksOfShares(sums_, suspect_)) {
-    Name(*fit);
-    return true;
-  }
-  return false;
+  const auto names = [this](const std::optional<Fit>& fit) {
+    if (fit) {
+      Name(*fit);
+    }
+    return fit.has_value();
+  };
+  return names(FindMisplacedShard(suspect_)) || names(FindPermutation(suspect_)) ||
+         names(FindLocalNormaliser(suspect_, sums_)) || names(FindCoarseStorage(suspect_)) ||
+         names(FindLeftovers(suspect_)) || names(FindCorruption(suspect_)) ||
+         names(FindCoarseArithmetic(suspect_)) || names(FindStaleReplica(suspect_)) ||
+         names(FindRanksOfShares(sums_, suspect_));
 }
 
 void TensorDiagnosis::Unexplained() {

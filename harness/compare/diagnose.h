@@ -1,7 +1,8 @@
 // Reads the cause of a wrong tensor off the values that the ranks hold. Explanations compete: sums
 // that went wrong (sum_causes), factors (factor_causes), right values in wrong places
-// (value_causes). What fits every rank and every slice is a candidate; what is known of the
-// program, its contract and the log of its calls, decides between those that give the same numbers.
+// (order_causes), wrong values in few places (value_causes), coarse ones (precision_causes). What
+// fits every rank and every slice is a candidate; what is known of the program, its contract and
+// the log of its calls, decides between those that give the same numbers.
 #pragma once
 
 #include <string>

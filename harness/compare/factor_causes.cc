@@ -25,9 +25,7 @@ std::vector<Axis> RepeatableAxes(const Suspect& suspect, const StepContract* con
   const bool has_rows = suspect.name() == "y_TD" || suspect.name() == "d_x_TD";
   std::vector<Axis> axes;
   for (const Axis axis : suspect.mesh().axes) {
-    const Placement placement = PlacementOn(suspect.observed().claim().placements, axis);
-    const bool is_cut = placement.kind == Placement::Kind::kShard ||
-                        placement.kind == Placement::Kind::kStridedShard;
+    const bool is_cut = PlacementOn(suspect.observed().claim().placements, axis).IsShard();
     const bool may_be_summed = known != nullptr
                                    ? Contains(known->owed, axis) || Contains(known->settled, axis)
                                    : !is_cut || (has_rows && axis == Axis::kTp);
@@ -140,17 +138,9 @@ std::vector<double> PredictionOf(const Suspect& suspect, const Piece& piece,
 
 bool Explains(const Suspect& suspect, const std::vector<std::string>& paths,
               const std::vector<double>& factors, FitQuality& quality) {
-  for (std::size_t index = 0; index < suspect.Pieces(); ++index) {
-    if (!suspect.HolderIsWrong(suspect.HolderOf(index))) {
-      continue;
-    }
-    const Piece piece = suspect.Load(index);
-    const std::vector<double> predicted = PredictionOf(suspect, piece, paths, factors);
-    if (!suspect.Explains(piece, predicted, quality)) {
-      return false;
-    }
-  }
-  return true;
+  return suspect.ForEachWrong([&](const Piece& piece) {
+    return suspect.Explains(piece, PredictionOf(suspect, piece, paths, factors), quality);
+  });
 }
 
 std::vector<Explanation> CausesOf(const Suspect& suspect, const StepContract* contract,
@@ -158,9 +148,7 @@ std::vector<Explanation> CausesOf(const Suspect& suspect, const StepContract* co
                                   const std::vector<std::string>& paths) {
   const std::string path = PathText(paths, affected);
   if (factor == 0.0) {
-    const std::string lost = !path.empty()       ? path
-                             : paths.size() == 1 ? OnlyPathOf(suspect.name())
-                                                 : PathText(paths, affected);
+    const std::string lost = path.empty() && paths.size() == 1 ? OnlyPathOf(suspect.name()) : path;
     return {{.cause = Cause::kLostPath,
              .path = lost.empty() ? fmt::format("{}", fmt::join(paths, " and ")) : lost}};
   }

@@ -1,6 +1,5 @@
 #include "harness/compare/finding.h"
 
-#include <algorithm>
 #include <array>
 
 namespace moe {
@@ -47,14 +46,6 @@ std::string_view ToText(Verdict verdict) {
 
 std::string_view ToText(Cause cause) {
   return kCauseNames.at(static_cast<std::size_t>(cause));
-}
-
-std::optional<Cause> CauseFromText(std::string_view text) {
-  const auto* found = std::find(kCauseNames.begin(), kCauseNames.end(), text);
-  if (found == kCauseNames.end() || text.empty()) {
-    return std::nullopt;
-  }
-  return static_cast<Cause>(found - kCauseNames.begin());
 }
 
 }  // namespace moe

@@ -37,7 +37,6 @@ enum class Cause {
   kAmbiguous,  // several of the above give the same numbers
 };
 std::string_view ToText(Cause cause);  // "missing_sum", ...
-std::optional<Cause> CauseFromText(std::string_view text);
 
 // What is wrong, as far as the numbers and the witnesses say. Members that a cause does not speak
 // of stay empty.

@@ -286,6 +286,42 @@ TEST(Judge, ComparesTinyElementsWhereTheProblemIsExact) {
   EXPECT_EQ(step.FindingOf("d_w1_EFD", {.exact = true}).verdict, Verdict::kFail);
 }
 
+// Expert 3 has no token; its slice is not zero, and an element of another expert is wrong too.
+TEST(Judge, NamesTheFirstWrongElementWhenOneIsALeftover) {
+  Model model = SmallModel();
+  model.d_expert = 40;
+  Step step("dp2", model);
+  Values& x = step.problem["x_TD"];
+  for (double& value : x) {
+    value = std::abs(value) + 0.125;
+  }
+  Values& gate = step.problem["gate_ED"];
+  std::fill(gate.begin() + 3 * 8, gate.end(), -4.0);
+  step.Run();
+  ASSERT_EQ(step.whole["d_w1_EFD"][3 * 320 + 5], 0.0);
+  ASSERT_NE(step.whole["d_w1_EFD"][320 + 9], 0.0);
+  step.Tamper("d_w1_EFD", [](std::int64_t rank, Values& local) {
+    local[3 * 320 + 5] = rank == 1 ? 900.0 : local[3 * 320 + 5];
+    local[320 + 9] += rank == 1 ? 1.0 : 0.0;
+  });
+  const Finding finding = step.FindingOf("d_w1_EFD");
+  EXPECT_EQ(finding.explanation.cause, Cause::kCorruption);
+  EXPECT_TRUE(finding.text.starts_with("a few elements are wrong: [")) << finding.text;
+}
+
+// Wrong counts that happen to be powers of two: nobody rounds counts to one bit.
+TEST(Judge, TakesNoSmallCountsForRoundedOnes) {
+  Step step("dp2");
+  step.Run().Tamper("tokens_per_expert_E", [](std::int64_t, Values& local) {
+    for (double& count : local) {
+      count = std::exp2(std::round(std::log2(count)));
+    }
+  });
+  const Finding finding = step.FindingOf("tokens_per_expert_E");
+  EXPECT_EQ(finding.verdict, Verdict::kFail);
+  EXPECT_NE(finding.explanation.cause, Cause::kPrecision) << finding.text;
+}
+
 TEST(Judge, NotesWhatADeclaredCastAllows) {
   Step step("dp2");
   step.manifest.casts["scores_TE"] = Dtype::kBfloat16;
@@ -398,19 +434,25 @@ TEST(Judge, BlamesRoutingForATokenThatGoesAstray) {
       << "the gradients are not at fault";
 }
 
-TEST(Judge, LetsATieFallEitherWay) {
+// Experts 0 and 3 tie for every token; the first that goes to 0 goes to `expert` instead.
+Step StepWithTies(std::int64_t expert) {
   Model model = SmallModel();
   model.top_k = 1;
   Step step("tp2", model);
   Values& gate = step.problem["gate_ED"];
-  std::copy_n(gate.begin(), 8, gate.begin() + 3 * 8);  // experts 0 and 3 tie for every token
+  std::copy_n(gate.begin(), 8, gate.begin() + 3 * 8);
   reference::Routing routing = step.Routing();
   std::int64_t tied = 0;
   while (routing.topk_expert_TK(tied, 0) != 0) {
-    ASSERT_LT(++tied, model.tokens);
+    ++tied;
   }
-  routing.topk_expert_TK(tied, 0) = 3;
+  routing.topk_expert_TK(tied, 0) = expert;
   step.Run(&routing);
+  return step;
+}
+
+TEST(Judge, LetsATieFallEitherWay) {
+  Step step = StepWithTies(3);
   const Judgement judgement = step.Judge();
   EXPECT_TRUE(Passes(judgement));
   EXPECT_TRUE(Notes(judgement,
@@ -419,18 +461,7 @@ TEST(Judge, LetsATieFallEitherWay) {
 }
 
 TEST(Judge, TakesNoFlipForATieBecauseItsTokenHasOne) {
-  Model model = SmallModel();
-  model.top_k = 1;
-  Step step("tp2", model);
-  Values& gate = step.problem["gate_ED"];
-  std::copy_n(gate.begin(), 8, gate.begin() + 3 * 8);  // experts 0 and 3 tie for every token
-  reference::Routing routing = step.Routing();
-  std::int64_t tied = 0;
-  while (routing.topk_expert_TK(tied, 0) != 0) {
-    ASSERT_LT(++tied, model.tokens);
-  }
-  routing.topk_expert_TK(tied, 0) = 1;  // not one of the two
-  step.Run(&routing);
+  Step step = StepWithTies(1);  // not one of the two
   EXPECT_EQ(step.FindingOf("topk_expert_TK").verdict, Verdict::kFail);
 }
 

@@ -168,9 +168,7 @@ std::vector<std::string> Ledger::PathsOf(const std::string& tensor) const {
 }
 
 std::int64_t Ledger::Coordinate(std::int64_t rank, Axis axis) const {
-  const Meshes& meshes = manifest_.meshes;
-  return meshes.Of(meshes.dense.Has(axis) ? MeshKind::kDense : MeshKind::kExpert)
-      .Coordinate(rank, axis);
+  return manifest_.meshes.With(axis).Coordinate(rank, axis);
 }
 
 const std::vector<bool>& Ledger::RoutedTokens(Spread spread, std::int64_t rank) const {

@@ -14,11 +14,6 @@
 namespace moe {
 namespace {
 
-const Mesh& MeshOf(const Suspect& suspect, const std::vector<Axis>& axes) {
-  const Meshes& meshes = suspect.manifest().meshes;
-  return meshes.dense.Has(axes.front()) ? meshes.dense : meshes.expert;
-}
-
 std::string TimesText(double times) {
   if (std::abs(times) < 5e-3) {
     return "not at all";
@@ -35,7 +30,9 @@ std::string TimesText(double times) {
 std::string PlaceText(const Mesh& mesh, std::int64_t rank, const std::vector<Axis>& axes) {
   std::vector<std::string> parts;
   for (const Axis axis : axes) {
-    parts.push_back(fmt::format("{}={}", ToText(axis), mesh.Coordinate(rank, axis)));
+    if (mesh.Has(axis)) {  // of the other mesh's axes the rank has no coordinate here
+      parts.push_back(fmt::format("{}={}", ToText(axis), mesh.Coordinate(rank, axis)));
+    }
   }
   return fmt::format("{}", fmt::join(parts, " "));
 }
@@ -92,10 +89,13 @@ std::string TooFewElements(const Piece& piece) {
 ShareFit FitShares(const SumCauses& sums, const Suspect& suspect, const Piece& piece,
                    const SumCauses::Plan& plan, const std::vector<Axis>& axes,
                    const std::string& path) {
+  const std::int64_t rank = suspect.observed().holders()[piece.holder].ranks.front();
+  const Mesh& mesh = suspect.manifest().meshes.With(axes.front());
+  const auto group = mesh.GroupOf(rank, axes);
   const auto shares = sums.SharesAlong(piece, plan, axes, path);
   ShareFit fit;
-  if (shares.empty()) {
-    return fit;
+  if (shares.size() != group.size()) {
+    return fit;  // some cannot be known
   }
   const auto elements = static_cast<Eigen::Index>(piece.got.size());
   const auto count = static_cast<Eigen::Index>(shares.size());
@@ -136,9 +136,6 @@ ShareFit FitShares(const SumCauses& sums, const Suspect& suspect, const Piece& p
   const Eigen::VectorXd times = Eigen::ColPivHouseholderQR<Eigen::MatrixXd>(design).solve(got);
   fit.times.assign(times.data(), times.data() + count);
   fit.residual = (design * times - got).norm() / std::max(got.norm(), Norm(piece.want));
-  const std::int64_t rank = suspect.observed().holders()[piece.holder].ranks.front();
-  const Mesh& mesh = MeshOf(suspect, axes);
-  const auto group = mesh.GroupOf(rank, axes);
   const std::vector<std::string> parts = PartsHeld(mesh, group, axes, fit.times);
   fit.text =
       fmt::format("rank {} ({}) holds the share {} (fit residual {:.1e}, condition {:.1f})",
@@ -152,7 +149,7 @@ std::vector<std::string> DescribeShares(const SumCauses& sums, const Suspect& su
                                         const Explanation& explanation) {
   std::vector<Axis> axes = explanation.axes;
   for (const Axis axis : explanation.used) {
-    if (MeshOf(suspect, axes).Has(axis)) {
+    if (suspect.manifest().meshes.With(axes.front()).Has(axis)) {
       axes.push_back(axis);
     }
   }
@@ -162,7 +159,7 @@ std::vector<std::string> DescribeShares(const SumCauses& sums, const Suspect& su
   constexpr double kLargestResidual = 0.1;  // a combination that is further off says nothing
   for (std::size_t index = 0; index < suspect.Pieces() && told.size() < kMostTold; ++index) {
     const std::string place =
-        PlaceText(MeshOf(suspect, axes),
+        PlaceText(suspect.manifest().meshes.With(axes.front()),
                   suspect.observed().holders()[suspect.HolderOf(index)].ranks.front(), axes);
     if (!suspect.IsWrong(index) || std::find(told.begin(), told.end(), place) != told.end()) {
       continue;
@@ -197,7 +194,8 @@ std::optional<Fit> FindRanksOfShares(const SumCauses& sums, const Suspect& suspe
       const ShareFit fit = FitShares(sums, suspect, piece, plan, plan.sums);
       const auto shares = sums.SharesAlong(piece, plan, plan.sums);
       const auto group =
-          MeshOf(suspect, plan.sums)
+          suspect.manifest()
+              .meshes.With(plan.sums.front())
               .GroupOf(suspect.observed().holders()[piece.holder].ranks.front(), plan.sums);
       fits = fit.times.size() == group.size() && 2 * group.size() <= piece.got.size();
       std::map<std::int64_t, double> odd;

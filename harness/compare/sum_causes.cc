@@ -15,11 +15,6 @@ bool Contains(const std::vector<Axis>& axes, Axis axis) {
   return std::find(axes.begin(), axes.end(), axis) != axes.end();
 }
 
-bool IsSharded(const Placement& placement) {
-  return placement.kind == Placement::Kind::kShard ||
-         placement.kind == Placement::Kind::kStridedShard;
-}
-
 std::int64_t RankAt(const Mesh& mesh, const std::vector<std::int64_t>& coordinates) {
   std::int64_t rank = 0;
   for (std::size_t i = 0; i < mesh.axes.size(); ++i) {
@@ -83,7 +78,7 @@ void SumCauses::FindPlans() {
 // only by the reduce-scatter that ends their sum.
 bool SumCauses::Cuts(Axis axis) const {
   const bool has_rows = suspect_.name() == "y_TD" || suspect_.name() == "d_x_TD";
-  return IsSharded(PlacementOn(suspect_.observed().claim().placements, axis)) &&
+  return PlacementOn(suspect_.observed().claim().placements, axis).IsShard() &&
          !(has_rows && axis == Axis::kTp);
 }
 
@@ -173,7 +168,7 @@ std::optional<Slice> SumCauses::PlacesFor(const Piece& piece, const Plan& plan,
   const std::int64_t holder = suspect_.observed().holders()[piece.holder].ranks.front();
   std::vector<std::int64_t> coordinates;
   for (const Axis axis : mesh.axes) {
-    const bool is_cut = IsSharded(PlacementOn(suspect_.observed().claim().placements, axis));
+    const bool is_cut = PlacementOn(suspect_.observed().claim().placements, axis).IsShard();
     coordinates.push_back(
         mesh.Coordinate(is_cut && !Contains(plan.sums, axis) ? source : holder, axis));
   }
@@ -245,9 +240,7 @@ void SumCauses::Try(const Plan& plan, const std::vector<SumHypothesis>& hypothes
         return false;
       }
       // A rank that a sum left out may be the only one that is wrong.
-      const Cause cause = trial.hypothesis->explanation.cause;
-      const bool may_be_partial =
-          cause == Cause::kMissingSum || cause == Cause::kDoubleSum || cause == Cause::kMeanForSum;
+      const bool may_be_partial = trial.hypothesis->explanation.cause == Cause::kMissingSum;
       if (may_be_partial && !suspect_.HolderIsWrong(piece.holder)) {
         trial.everywhere = false;
         return false;
@@ -312,7 +305,7 @@ std::vector<std::vector<double>> SumCauses::SharesAlong(const Piece& piece, cons
   const SumTable reach = AfterSums(meshes, sums).cwiseMin(1.0);
   const SumTable nothing = SumTable::Zero(reach.rows(), reach.cols());
   const std::int64_t holder = suspect_.observed().holders()[piece.holder].ranks.front();
-  const Mesh& mesh = meshes.dense.Has(axes.front()) ? meshes.dense : meshes.expert;
+  const Mesh& mesh = meshes.With(axes.front());
   std::vector<std::vector<double>> along;
   Shares shares{.piece = &piece, .spread = plan.spread};
   for (const std::int64_t member : mesh.GroupOf(holder, axes)) {
@@ -346,7 +339,7 @@ std::vector<double> SumCauses::RestOf(const Piece& piece, const std::string& pat
 std::vector<SumCauses::Tokens> SumCauses::TokensAlong(const Piece& piece, const Plan& plan,
                                                       const std::vector<Axis>& axes) const {
   const Meshes& meshes = suspect_.manifest().meshes;
-  const Mesh& mesh = meshes.dense.Has(axes.front()) ? meshes.dense : meshes.expert;
+  const Mesh& mesh = meshes.With(axes.front());
   const std::int64_t holder = suspect_.observed().holders()[piece.holder].ranks.front();
   const SumTable right = AfterSums(meshes, plan.sums);
   const auto& experts = suspect_.observed().holders()[piece.holder].slice.index[0];

@@ -18,6 +18,7 @@ struct Fit {
   double residual = 0.0;         // largest relative difference that it leaves in a unit
   std::optional<Spread> spread;  // whose shares it speaks of
   bool everywhere = true;        // false: on the wrong ranks alone, while others are right
+  std::string text;              // what is wrong, where it is more than the explanation says
 };
 
 // Paths of a tensor that a fault of one sum can reach, all of them first: where the contract is
@@ -45,13 +46,14 @@ class SumCauses {
 
   // Shares of a piece along `path` (empty: all), summed over the ranks that agree on `axes`: by
   // coordinate. Along an axis that cuts the tensor it is what those ranks have at the same places
-  // of their own slices.
+  // of their own slices. `axes` must not be empty. Coordinates whose share cannot be known are left
+  // out: then there are fewer than ranks in the group.
   std::vector<std::vector<double>> SharesAlong(const Piece& piece, const Plan& plan,
                                                const std::vector<Axis>& axes,
                                                const std::string& path = "") const;
   // What a right step gives along the other paths.
   std::vector<double> RestOf(const Piece& piece, const std::string& path) const;
-  // What each of them comes from.
+  // What each share along `axes`, which must not be empty, comes from.
   struct Tokens {
     double tokens = 0.0;  // how many,
     double rows = 0.0;   // of an expert weight: how many of their slots go to the holder's experts,

@@ -6,13 +6,9 @@
 namespace moe {
 namespace {
 
-const Mesh& MeshWith(const Meshes& meshes, Axis axis) {
-  return meshes.dense.Has(axis) ? meshes.dense : meshes.expert;
-}
-
 // [rank, rank]: 1 where the two are in one group of `axis`.
 SumTable GroupTable(const Meshes& meshes, Axis axis) {
-  const Mesh& mesh = MeshWith(meshes, axis);
+  const Mesh& mesh = meshes.With(axis);
   const std::int64_t world = mesh.WorldSize();
   SumTable table = SumTable::Zero(world, world);
   for (std::int64_t rank = 0; rank < world; ++rank) {
@@ -184,7 +180,7 @@ SumTable WithoutSums(const Meshes& meshes, const SumTable& table, const std::vec
   for (std::int64_t holder = 0; holder < table.rows(); ++holder) {
     for (std::int64_t source = 0; source < table.cols(); ++source) {
       for (const Axis axis : axes) {
-        const Mesh& mesh = MeshWith(meshes, axis);
+        const Mesh& mesh = meshes.With(axis);
         if (mesh.Coordinate(holder, axis) != mesh.Coordinate(source, axis)) {
           left(holder, source) = 0.0;
         }

@@ -66,6 +66,18 @@ class Suspect {
   bool IsWrong(std::size_t index) const { return places_[index].is_wrong; }
   bool HolderIsWrong(std::size_t holder) const { return wrong_holders_[holder]; }
 
+  // The pieces of holders that are wrong, one after the other, until `visit` says false, which it
+  // then returns; true when all were visited.
+  template <typename Visit>
+  bool ForEachWrong(const Visit& visit) const {
+    for (std::size_t index = 0; index < Pieces(); ++index) {
+      if (HolderIsWrong(HolderOf(index)) && !visit(Load(index))) {
+        return false;
+      }
+    }
+    return true;
+  }
+
   // Where rank `rank`'s slice has the places of `piece`; nothing when it has no such places.
   std::optional<Slice> PlacesOn(const Piece& piece, std::int64_t rank) const;
   std::vector<double> WholeAt(const Slice& slice) const;

@@ -196,11 +196,6 @@ bool HasTokenRows(std::string_view name) {
   return underscore != std::string_view::npos && name.substr(underscore + 1).starts_with('T');
 }
 
-bool IsSharded(const Placement& placement) {
-  return placement.kind == Placement::Kind::kShard ||
-         placement.kind == Placement::Kind::kStridedShard;
-}
-
 Placement ParsePlacement(const JsonNode& node, const std::string& tensor, const Shape& shape,
                          std::int64_t world) {
   const std::string text = node.String();
@@ -209,7 +204,7 @@ Placement ParsePlacement(const JsonNode& node, const std::string& tensor, const 
     node.Fail(fmt::format("\"{}\" is no placement; use R, P, S(dim) or SS(dim,split)", text));
   }
   const auto rank = static_cast<std::int64_t>(shape.size());
-  if (IsSharded(*placement) && (placement->dim < 0 || placement->dim >= rank)) {
+  if (placement->IsShard() && (placement->dim < 0 || placement->dim >= rank)) {
     node.Fail(fmt::format("\"{}\" shards a dimension that {} lacks; use 0 to {}", text, tensor,
                           rank - 1));
   }
@@ -220,6 +215,9 @@ Placement ParsePlacement(const JsonNode& node, const std::string& tensor, const 
   }
   if (placement->kind == Placement::Kind::kPartial && tensor == kRoutingIds) {
     node.Fail(fmt::format("\"P\" would add expert ids; {} is R or S(0)", tensor));
+  }
+  if (placement->IsShard() && placement->dim != 0 && tensor == kRoutingIds) {
+    node.Fail(fmt::format("\"{}\" would cut a token's choice; {} is R or S(0)", text, tensor));
   }
   return *placement;
 }
@@ -264,6 +262,10 @@ DumpedTensor ParseTensor(const std::string& name, const JsonNode& node, const Ma
     tensor.scale = scale->Number();
     if (tensor.scale == 0.0) {  // exactly: any other factor can be made up for
       scale->Fail("is 0; use the factor that the values still lack");
+    }
+    if (tensor.scale != 1.0 && name == kRoutingIds) {
+      scale->Fail(
+          fmt::format("is {}; {} holds expert ids, which have no factor", tensor.scale, name));
     }
   }
   return tensor;
@@ -317,7 +319,7 @@ void CheckTokensAlong(const std::string& name, Axis axis, const Manifest& manife
   const DumpedTensor& tensor = manifest.tensors.at(name);
   const Mesh& mesh = manifest.meshes.Of(tensor.mesh);
   const Placement placement = PlacementOn(tensor.placements, axis);
-  if (IsSharded(placement) && placement.dim == 0) {
+  if (placement.IsShard() && placement.dim == 0) {
     return;
   }
   std::int64_t stride = 1;  // ranks between neighbours on the axis

@@ -237,6 +237,12 @@ TEST(Manifest, ChecksTheTensors) {
        {"/tensors/topk_expert_TK/placements/tp", "\"P\"",
         "m#/tensors/topk_expert_TK/placements/tp: \"P\" would add expert ids; topk_expert_TK is R "
         "or S(0)"},
+       {"/tensors/topk_expert_TK/placements/tp", "\"S(1)\"",
+        "m#/tensors/topk_expert_TK/placements/tp: \"S(1)\" would cut a token's choice; "
+        "topk_expert_TK is R or S(0)"},
+       {"/tensors/topk_expert_TK/scale", "0.5",
+        "m#/tensors/topk_expert_TK/scale: is 0.5; topk_expert_TK holds expert ids, which have no "
+        "factor"},
        {"/tensors/y_TD/scale", "0",
         "m#/tensors/y_TD/scale: is 0; use the factor that the values still lack"},
        {"/tensors/y_TD/scale", "\"4\"",

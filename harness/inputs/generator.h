@@ -17,9 +17,8 @@ class InputGenerator : public TensorSource {
  public:
   // Draws every token's row until its routing margin clears MarginFloor of the coarsest dtype and
   // what rounding may take of it at worst, and no idle expert is chosen; keeps only the number of
-  // redraws per token. Throws Error(spec.path,
-  // ...) with the numbers when a token finds no such row, or when the fill is dyadic and a sum of
-  // the step may round all the same.
+  // redraws per token. Throws Error(spec.path, ...) with the numbers when a token finds no such
+  // row, or when the fill is dyadic and a sum of the step may round all the same.
   explicit InputGenerator(const CaseSpec& spec);
 
   void Read(const std::string& name, const Slice& slice, std::span<double> out) const override;

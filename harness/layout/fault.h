@@ -74,7 +74,8 @@ std::vector<std::string> FaultForms();
 // as settled can be planted at: dropping it changes nothing.
 std::string FindMisfit(const Fault& fault, const StepContract& contract);
 
-// The model that a step with `model KEY` planted computes: `model` with that option changed.
+// The model that a step with `model KEY` planted computes: `model` with that option changed;
+// unchanged for "expert_bias", where the step weighs by other scores than the model has a name for.
 Model OtherModel(Model model, const std::string& key);
 
 // Whether the reduction is one of a parameter's gradient: those that drop-all drops.

@@ -71,6 +71,8 @@ struct Meshes {
   Mesh expert;
 
   const Mesh& Of(MeshKind kind) const { return kind == MeshKind::kDense ? dense : expert; }
+  // That in which the axis is: dense where both have it.
+  const Mesh& With(Axis axis) const { return dense.Has(axis) ? dense : expert; }
 };
 
 Meshes MakeMeshes(const Layout& layout);  // with all axes, those of size 1 included

@@ -20,6 +20,8 @@ struct Placement {
   std::int64_t dim = 0;    // sharded dimension
   std::int64_t split = 1;  // kStridedShard: how many parts each chunk is taken from
 
+  bool IsShard() const { return kind == Kind::kShard || kind == Kind::kStridedShard; }
+
   bool operator==(const Placement&) const = default;
 };
 

@@ -34,7 +34,8 @@ bool IsKilled(Outcome outcome);
 
 struct Classified {
   Outcome outcome = Outcome::kSurvived;
-  std::string why;               // of kEquivalent, kUnseen and kSurvived
+  std::string
+      why;  // of kEquivalent, kUnseen, kSurvived, and kNamedWrong where nothing should change
   std::int64_t unexplained = 0;  // findings that fail and say no cause
 };
 

@@ -6,7 +6,7 @@
 namespace moe {
 
 Groups GroupsOf(const Meshes& meshes, Axis axis) {
-  return GroupsOf(meshes.dense.Has(axis) ? meshes.dense : meshes.expert, {axis});
+  return GroupsOf(meshes.With(axis), {axis});
 }
 
 Groups GroupsOf(const Mesh& mesh, const std::vector<Axis>& axes) {

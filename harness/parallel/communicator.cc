@@ -3,20 +3,13 @@
 #include <fmt/format.h>
 
 namespace moe::parallel {
-namespace {
-
-const Mesh& MeshWith(const Meshes& meshes, Axis axis) {
-  return meshes.dense.Has(axis) ? meshes.dense : meshes.expert;
-}
-
-}  // namespace
 
 std::int64_t Communicator::Size(Axis axis) const {
-  return MeshWith(contract().meshes, axis).SizeOf(axis);
+  return contract().meshes.With(axis).SizeOf(axis);
 }
 
 std::int64_t Communicator::Coordinate(Axis axis) const {
-  return MeshWith(contract().meshes, axis).Coordinate(rank(), axis);
+  return contract().meshes.With(axis).Coordinate(rank(), axis);
 }
 
 at::Tensor Communicator::SumWhereOwed(const Reduction& reduction, const at::Tensor& input) {
