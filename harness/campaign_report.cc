@@ -208,6 +208,7 @@ std::string ToText(const Campaign& campaign) {
   text += DetailText(campaign, Outcome::kUnexplained, "killed, but the cause was not named");
   text += DetailText(campaign, Outcome::kNamedWrong, "NAMED WRONG");
   text += DetailText(campaign, Outcome::kSurvived, "SURVIVED");
+  text += DetailText(campaign, Outcome::kCrashed, "CRASHED");
   if (!campaign.unclean.empty()) {
     text += fmt::format("\nFAILS WITHOUT A FAULT ({})\n", campaign.unclean.size());
     for (const std::string& unclean : campaign.unclean) {

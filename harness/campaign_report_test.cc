@@ -69,5 +69,12 @@ TEST(CampaignReport, OrdersClassesByNumberAndShowsWhatWentWrongWithItsReproLine)
   EXPECT_NE(text.find("campaign FAILED"), std::string::npos);
 }
 
+TEST(CampaignReport, ShowsWhichFaultsEndedTheStep) {
+  Campaign campaign = Mixed();
+  campaign.mutants.push_back(Make("FC1", "float64", Outcome::kCrashed));
+  EXPECT_NE(ToText(campaign).find("CRASHED (1)\n  a/b@tp2 float64 'drop d_gate_ED@tp'"),
+            std::string::npos);
+}
+
 }  // namespace
 }  // namespace moe

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "harness/base/error.h"
 #include "harness/compare/tolerance.h"
@@ -57,7 +58,8 @@ class SeedRun {
     }
     for (const auto& [tensor, measured] : result.judgement.measured) {
       auto& largest = soak_.largest_ratio[result.dtype];
-      if (measured.ratio > largest.first) {
+      // An infinite one, of an exact case, is an alarm, and JSON has no number for it.
+      if (std::isfinite(measured.ratio) && measured.ratio > largest.first) {
         largest = {measured.ratio, fmt::format("{} of {}", tensor, result.id)};
       }
     }
@@ -136,7 +138,7 @@ std::string ToText(const SoakResult& soak) {
   return text +
          fmt::format(
              "{} clean steps in {:.1f} s ({:.0f} steps/s), {} alarms, {} errors; {} vacuous, "
-             "{} seeds without clear margins left out\n",
+             "{} seeds without usable inputs left out\n",
              soak.steps, soak.seconds,
              static_cast<double>(soak.steps) / std::max(soak.seconds, 1e-9), soak.alarms.size(),
              soak.errors.size(), soak.vacuous, soak.refused_seeds);

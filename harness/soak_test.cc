@@ -17,7 +17,7 @@ TEST(Soak, TellsAlarmsWithTheirReproLineAndSumsUp) {
       "ALARM  d_gate_ED: missing sum over tp\n    repro  build/moegate run\n"
       "float32: errors reach 0.50 times the expected one, of 4 allowed (y_TD of a/b@tp2)\n"
       "200 clean steps in 2.0 s (100 steps/s), 1 alarms, 0 errors; 3 vacuous, 1 seeds without "
-      "clear margins left out\n");
+      "usable inputs left out\n");
 }
 
 }  // namespace
