@@ -57,10 +57,10 @@ class SeedRun {
       soak_.alarms.push_back(told);
     }
     for (const auto& [tensor, measured] : result.judgement.measured) {
-      auto& largest = soak_.largest_ratio[result.dtype];
-      // An infinite one, of an exact case, is an alarm, and JSON has no number for it.
-      if (std::isfinite(measured.ratio) && measured.ratio > largest.first) {
-        largest = {measured.ratio, fmt::format("{} of {}", tensor, result.id)};
+      // None of an exact case: there any error is an alarm, of infinite ratio.
+      if (std::isfinite(measured.ratio) && measured.ratio > 0.0) {
+        auto& largest = soak_.largest_ratio[result.dtype];
+        largest = std::max(largest, {measured.ratio, fmt::format("{} of {}", tensor, result.id)});
       }
     }
   }
