@@ -1,0 +1,344 @@
+"""Writes what the ranks of one step hold as a dump for `moegate check`."""
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+
+from .errors import DumpError
+from .layout import Layout
+from .names import BUFFERS, Holds, NameMap, find
+from .placement import claims_of, full_value, local_value, parse, with_dim
+from .problem import Problem, mesh_of, parameters_of, shape_of
+
+_DTYPES = {torch.float64: "float64", torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+@dataclass
+class _Held:
+    """One tensor as this rank holds it."""
+
+    value: torch.Tensor
+    claims: dict[str, str]
+    scale: float = 1.0
+
+
+@dataclass
+class _RankDump:
+    held: dict[str, _Held] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)  # tensor -> why
+
+
+def capture(folder, *, layout: Layout, x: torch.Tensor, d_y: torch.Tensor, y: torch.Tensor, names: NameMap,
+            module: torch.nn.Module | None = None, parameters: dict[str, torch.Tensor] | None = None,
+            problem: Problem | None = None, model: dict | None = None, tokens: list[int] | None = None,
+            gradient=lambda parameter: parameter.grad, d_x: torch.Tensor | None = None,
+            topk_expert: torch.Tensor | None = None, claims: dict[str, dict[str, str]] | None = None,
+            axes: dict[str, tuple[str, ...]] | None = None, full: bool = False, scale: dict[str, float] | None = None,
+            casts: dict[str, str] | None = None, ignore: tuple[str, ...] = (), not_dumped: tuple[str, ...] = (),
+            producer: str = "capture", versions: dict[str, str] | None = None, group=None) -> Path:
+    """Every rank calls this after its backward pass; the folder is there, whole, when it returns.
+
+    layout       how the ranks are arranged; the world must be the process group's
+    x, d_y, y    this rank's input, cotangent and output, [tokens, D] or with more dimensions before D
+    d_x          the input's gradient; by default x.grad
+    module       whose named_parameters() are read, or give `parameters`, {name: parameter}
+    names        which parameter is which tensor: names.TORCHTITAN, HUGGING_FACE, MEGATRON, or a dict of one's own
+    problem      load_inputs(...), where the step ran one of moegate's problems; else give `model`, the manifest's
+                 "model", and the local inputs and weights are dumped too
+    tokens       global indices of this rank's rows; by default layout.tokens(T, rank)
+    gradient     reads a parameter's gradient (Megatron's is parameter.main_grad)
+    topk_expert  [tokens, K], the chosen experts of this rank's rows; lets routing be compared
+    claims       what is known and no DTensor says: {"gate_ED": {"tp": "P"}}, by the parameter's name, "x_TD" or
+                 "y_TD"; "dense" and "expert" stand for all parameters of a mesh: {"dense": {"dp_shard": "P"}} where
+                 nothing was reduced over dp_shard. An axis that neither this nor a DTensor mentions is "R". Stands
+                 above what a DTensor says, except for "dense" and "expert", which stand below
+    axes         mesh dimensions with names of one's own: {"data": ("dp_shard",)}
+    full         take full_tensor() of every DTensor gradient and claim "R": what each rank would hand an optimizer
+    scale        a factor that the gradients still lack, by parameter or "dense" and "expert": averaged over 4, 4.0
+    casts        intermediates computed in a coarser dtype: {"scores_TE": "float32"}
+    ignore       parameters that are none of the problem's, as in `names`
+    not_dumped   gradients left out on purpose, such as "d_shared_gate_D"
+    group        the process group to agree through; by default the default group; None without one is a world of 1
+
+    A gradient that is None is reported as missing, never as zero. Throws DumpError on every rank where anything is
+    wrong on one: then no folder is there. Values go to files and through no collective.
+    """
+    rank, world = (dist.get_rank(group), dist.get_world_size(group)) if dist.is_initialized() else (0, 1)
+    folder = Path(folder)
+    temporary = folder.with_name(folder.name + ".partial")
+
+    def describe():
+        if world != layout.world:
+            raise DumpError(f"the layout has {layout.world} ranks, the process group {world}")
+        if (problem is None) == (model is None):
+            raise DumpError("give either problem or model")
+        if (module is None) == (parameters is None):
+            raise DumpError("give either module or parameters")
+        sizes = problem.model if problem else model
+        rows = layout.tokens(sizes["tokens"], rank) if tokens is None else [int(token) for token in tokens]
+        dump = _RankDump()
+        reader = _Reader(layout, rank, sizes, names, claims or {}, axes, scale or {}, full)
+        reader.read_rows(dump, rows, y=y, d_x=x.grad if d_x is None else d_x, topk_expert=topk_expert)
+        held = dict(module.named_parameters()) if module is not None else dict(parameters)
+        reader.read_gradients(dump, held, gradient, ignore, not_dumped)
+        if problem is None:
+            buffers = {} if module is None else dict(module.named_buffers())
+            reader.read_inputs(dump, rows, x, d_y, held, buffers)
+        manifest = {
+            "schema": 1, "producer": producer,
+            "versions": {"torch": torch.__version__.split("+")[0], **(versions or {})},
+            "mesh": layout.mesh_json(), "layout": layout.json(), "model": sizes,
+            "dtype": _DTYPES[y.dtype], "loss": {"kind": "dot_with_cotangent", "reduction": "sum"},
+        }
+        if casts:
+            manifest["casts"] = casts
+        if problem is not None:
+            manifest.update({"case": problem.case, "inputs": "inputs.safetensors"})
+        if not_dumped:
+            manifest["not_dumped"] = list(not_dumped)
+        return dump, {"manifest": manifest, "tokens": rows, "missing": dump.missing,
+                      "tensors": {name: _described(name, one, sizes) for name, one in dump.held.items()}}
+
+    agree = _Agreement(rank, world, group)
+    dump, described = agree.on(describe, both=True)
+    manifest = agree.on(lambda: _merged(described) if rank == 0 else None)[0]
+
+    def make_room():
+        if rank == 0:
+            if folder.exists():
+                raise DumpError(f"{folder} is there already; give another folder, or remove it")
+            shutil.rmtree(temporary, ignore_errors=True)  # of a run that did not end
+            temporary.mkdir(parents=True)
+
+    def write_rank():
+        held = {name: one.value.contiguous().cpu() for name, one in dump.held.items() if name in manifest["tensors"]}
+        save_file(held, str(temporary / f"rank-{rank:05}.safetensors"),
+                  metadata={"rank": str(rank), "world": str(world), "torch": manifest["versions"]["torch"]})
+
+    def finish():
+        if rank == 0:
+            if problem is not None:
+                shutil.copyfile(problem.folder / "inputs.safetensors", temporary / "inputs.safetensors")
+            (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+            temporary.rename(folder)
+
+    for step in (make_room, write_rank, finish):
+        agree.on(step)
+    return folder
+
+
+class _Reader:
+    """Turns a framework's tensors into moegate's, on this rank."""
+
+    def __init__(self, layout, rank, model, names, claims, axes, scale, full):
+        self.layout, self.rank, self.model, self.names = layout, rank, model, names
+        self.claims, self.axes, self.scale, self.full = claims, axes, scale, full
+        known = {"dense", "expert", "x_TD", "y_TD", *parameters_of(model), *BUFFERS}
+        for name in [*claims, *scale]:
+            if name not in known:
+                raise DumpError(f'claims or scale for "{name}", which is none of {", ".join(sorted(known))}')
+        for name, of_tensor in claims.items():
+            for axis, claim in of_tensor.items():
+                parse(claim)
+                mesh = name if name in ("dense", "expert") else mesh_of(name)
+                if axis not in layout.axes(mesh):
+                    raise DumpError(f'claims: "{axis}" is not an axis of the {mesh} mesh, on which {name} is; use '
+                                    f"{', '.join(layout.axes(mesh))}")
+
+    def read_rows(self, dump, rows, *, y, d_x, topk_expert):
+        dump.held["y_TD"] = self._rows("y_TD", y, rows, self.claims.get("y_TD"))
+        if d_x is None:
+            dump.missing["d_x_TD"] = f"x.grad is None on rank {self.rank}"
+        else:
+            dump.held["d_x_TD"] = self._rows("d_x_TD", d_x, rows, self.claims.get("x_TD"))
+        if topk_expert is not None:
+            dump.held["topk_expert_TK"] = self._rows("topk_expert_TK", topk_expert, rows, None)
+            dump.held["topk_expert_TK"].value = dump.held["topk_expert_TK"].value.to(torch.int64)
+
+    def _rows(self, name, value, rows, claims):
+        width = shape_of(name, self.model)[1]
+        value = local_value(value)
+        if value.shape[-1] != width or value.numel() != width * len(rows):
+            raise DumpError(f"{name} has the local shape {list(value.shape)}; {len(rows)} tokens of {width} are "
+                            f"{[len(rows), width]}")
+        default = {"dp_replicate": "S(0)", "dp_shard": "S(0)", "cp": "S(0)", "tp": "S(0)" if self.layout.sp else "R"}
+        return self._held(name, value.reshape(len(rows), width), {**default, **(claims or {})})
+
+    def _held(self, name, value, claims, scale=1.0):
+        axes = self.layout.axes(mesh_of(name))
+        return _Held(value, {axis: claims[axis] for axis in axes
+                             if claims.get(axis, "R") != "R" and self.layout.size(axis) > 1}, scale)
+
+    def read_gradients(self, dump, parameters, gradient, ignore, not_dumped):
+        pieces, missing = {}, {}
+        for name, parameter in parameters.items():
+            if not parameter.requires_grad or find(dict.fromkeys(ignore, Holds()), name):
+                continue
+            for tensor in self._named(name).holds.tensors:
+                if f"d_{tensor}" in not_dumped:
+                    continue
+                value = gradient(parameter)
+                if value is None:
+                    missing.setdefault(tensor, []).append(name)
+                else:
+                    pieces.setdefault(tensor, []).append(self._piece(tensor, name, value))
+        for tensor in parameters_of(self.model):
+            if tensor in missing:
+                what = missing[tensor][0] + (f" and {len(missing[tensor]) - 1} more" if len(missing[tensor]) > 1 else "")
+                dump.missing[f"d_{tensor}"] = f"the gradient of {what} is None on rank {self.rank}"
+            elif tensor in pieces:
+                dump.held[f"d_{tensor}"] = self._joined(tensor, pieces[tensor], self.scale)
+            elif f"d_{tensor}" not in not_dumped:
+                dump.missing[f"d_{tensor}"] = f"no parameter is mapped to {tensor} on rank {self.rank}"
+
+    def read_inputs(self, dump, rows, x, d_y, parameters, buffers):
+        dump.held["x_TD"] = self._rows("x_TD", x, rows, None)
+        dump.held["d_y_TD"] = self._rows("d_y_TD", d_y, rows, None)
+        pieces = {}
+        for name, value in [*parameters.items(), *buffers.items()]:
+            named = find(self.names, name)
+            for tensor in named.holds.tensors if named else ():
+                if name in parameters or (tensor in BUFFERS and self.model.get("expert_bias")):
+                    pieces.setdefault(tensor, []).append(self._piece(tensor, name, value, is_value=True))
+        for tensor, of_tensor in pieces.items():
+            dump.held[tensor] = self._joined(tensor, of_tensor, {})
+
+    def _named(self, name):
+        named = find(self.names, name)
+        if named is None:
+            raise DumpError(f"parameter {name} is in no line of the name map; add it, or pass it in ignore")
+        for tensor in named.holds.tensors:
+            if tensor not in parameters_of(self.model):
+                raise DumpError(f"parameter {name} is {tensor}, which the model lacks; is gate_bias, d_shared or "
+                                "shared_gate missing in it?")
+        return named
+
+    def _piece(self, tensor, name, value, is_value=False):
+        """(expert number or None, local value, claims, scale) of one parameter's part of `tensor`."""
+        named, mesh = find(self.names, name), mesh_of(tensor)
+        own, scale = {}, 1.0
+        if isinstance(value, DTensor) and self.full:
+            value = full_value(value)
+        elif isinstance(value, DTensor):
+            own, scale = claims_of(value, name, mesh, self.layout, self.rank, self.axes)
+        value, own = _unfused(local_value(value), own, tensor, named.holds, name)
+        if named.expert is not None:
+            own = {axis: with_dim(claim, lambda dim: dim + 1) for axis, claim in own.items()}
+        dims = len(shape_of(tensor, self.model)) - (named.expert is not None)
+        while value.dim() > dims and value.shape[0] == 1:  # a gate of one output is [1, D] in some frameworks
+            value, own = value.squeeze(0), {axis: with_dim(claim, lambda dim: dim - 1) for axis, claim in own.items()}
+        claims = {**self.claims.get(mesh, {}), **own, **self.claims.get(tensor, {})}
+        if is_value:  # a weight is never owed
+            claims = {axis: claim for axis, claim in claims.items() if claim != "P"}
+        return named.expert, value, claims, scale
+
+    def _joined(self, tensor, pieces, scale):
+        experts = [expert for expert, *_ in pieces]
+        claims, own_scale = pieces[0][2], pieces[0][3]
+        if any(other[2:] != pieces[0][2:] for other in pieces):
+            raise DumpError(f"{tensor}: its parts have different placements, {claims} and others")
+        if experts == [None]:
+            value = pieces[0][1]
+        elif None in experts or len(set(experts)) != len(experts):
+            raise DumpError(f"{tensor}: {len(pieces)} parameters are mapped to it; use {{e}} for the expert's number")
+        else:
+            value = torch.stack([piece[1] for piece in sorted(pieces, key=lambda piece: piece[0])])
+        return self._held(f"d_{tensor}", value, claims,
+                          own_scale * scale.get(tensor, scale.get(mesh_of(tensor), 1.0)))
+
+
+def _unfused(value, claims, tensor, holds: Holds, name):
+    """The part of a fused or transposed parameter that is `tensor`."""
+    if holds.transposed:
+        last = value.dim() - 1
+        value = value.transpose(-1, -2)
+        claims = {axis: with_dim(claim, lambda dim: {last: last - 1, last - 1: last}.get(dim, dim))
+                  for axis, claim in claims.items()}
+    parts = len(holds.tensors)
+    if parts == 1:
+        return value, claims
+    at, rows = holds.tensors.index(tensor), value.shape[-2]
+    if rows % parts != 0:
+        raise DumpError(f"{name} has {rows} rows here, which are not {parts} equal parts")
+    if holds.interleaved:
+        return value[..., at::parts, :], claims
+    for axis, claim in claims.items():
+        if parse(claim)[0] in ("S", "SS") and parse(claim)[1] == value.dim() - 2:
+            raise DumpError(f"{name} holds {' and '.join(holds.tensors)} and is sharded through both over {axis}; pass "
+                            "full=True")
+    return value.unflatten(-2, (parts, rows // parts)).select(-3, at), claims
+
+
+def _described(name, held: _Held, model):
+    described = {"shape": shape_of(name, model), "mesh": mesh_of(name), "placements": held.claims}
+    if held.scale != 1.0:
+        described["scale"] = held.scale
+    return described
+
+
+def _merged(ranks: list[dict]) -> dict:
+    """One manifest of what all ranks said. Throws DumpError where they do not agree."""
+    manifest = ranks[0]["manifest"]
+    for rank, said in enumerate(ranks):
+        for key, value in said["manifest"].items():
+            if value != manifest.get(key):
+                raise DumpError(f"ranks 0 and {rank} do not agree on {key}: {manifest.get(key)} and {value}")
+    reasons = {}
+    for said in ranks:
+        for tensor, why in said["missing"].items():
+            reasons.setdefault(tensor, []).append(why)
+    tensors = {}
+    for rank, said in enumerate(ranks):
+        for name, described in said["tensors"].items():
+            if name in reasons:
+                continue
+            if tensors.setdefault(name, described) != described or name not in ranks[0]["tensors"]:
+                raise DumpError(f"ranks 0 and {rank} do not agree on {name}: {ranks[0]['tensors'].get(name)} and "
+                                f"{described}")
+    for name in tensors:
+        for rank, said in enumerate(ranks):
+            if name not in said["tensors"]:
+                raise DumpError(f"rank {rank} has no {name}, other ranks have")
+    manifest = {**manifest, "tensors": tensors, "tokens": [said["tokens"] for said in ranks]}
+    if reasons:
+        manifest["missing"] = {tensor: _sentence(why) for tensor, why in sorted(reasons.items())}
+    return manifest
+
+
+def _sentence(reasons: list[str]) -> str:
+    """ "... on rank 0", "... on rank 2" -> "... on ranks 0, 2"; the first reason stands for all."""
+    what = reasons[0].rsplit(" on rank ", 1)[0]
+    ranks = [reason.rsplit(" on rank ", 1)[1] for reason in reasons]
+    return f"{what} on rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks)}"
+
+
+class _Agreement:
+    """Runs something on every rank; where it fails on one, it fails on all, with that rank's words."""
+
+    def __init__(self, rank, world, group):
+        self.rank, self.world, self.group = rank, world, group
+
+    def on(self, action, both=False):
+        """What action() returned on every rank; with `both` (own, shared) results, where only shared ones travel."""
+        own, said = None, {"result": None}
+        try:
+            result = action()
+            own, said["result"] = result if both else (None, result)
+        except (DumpError, OSError) as error:
+            said["error"] = str(error)
+        answers = [said]
+        if self.world > 1:
+            answers = [None] * self.world
+            dist.all_gather_object(answers, said, group=self.group)
+        for rank, answer in enumerate(answers):
+            if "error" in answer:
+                where = f"rank {rank}: " if self.world > 1 and "ranks 0 and" not in answer["error"] else ""
+                raise DumpError(where + answer["error"])
+        results = [answer["result"] for answer in answers]
+        return (own, results) if both else results
