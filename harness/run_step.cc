@@ -3,13 +3,8 @@
 #include <dlfcn.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <signal.h>
-#include <stdlib.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -17,6 +12,7 @@
 
 #include "harness/base/error.h"
 #include "harness/launch/rank_processes.h"
+#include "harness/scratch_folder.h"
 
 namespace moe {
 namespace {
@@ -41,47 +37,6 @@ const StepPlugin* LoadPlugin() {
   }
   return entry();
 }
-
-// A folder of our own that is gone when we are; at the latest when the next one is made, since its
-// name has our process id in it and whoever is killed cannot clean up.
-class ScratchFolder {
- public:
-  ScratchFolder() {
-    // In memory where the machine has it: a rank's output is written once and read once.
-    const fs::path parent = fs::exists("/dev/shm") ? "/dev/shm" : fs::temp_directory_path();
-    RemoveThoseOfTheDead(parent);
-    std::string name = (parent / fmt::format("moegate-{}-XXXXXX", ::getpid())).string();
-    if (::mkdtemp(name.data()) == nullptr) {
-      throw Error(parent.string(), "does not let a scratch folder be made");
-    }
-    path_ = name;
-  }
-  ~ScratchFolder() { Remove(); }
-  ScratchFolder(const ScratchFolder&) = delete;
-  ScratchFolder& operator=(const ScratchFolder&) = delete;
-
-  const fs::path& path() const { return path_; }
-
-  void Remove() const {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-
- private:
-  static void RemoveThoseOfTheDead(const fs::path& parent) {
-    std::error_code ignored;
-    for (const auto& entry : fs::directory_iterator(parent, ignored)) {
-      int owner = 0;
-      const std::string name = entry.path().filename().string();
-      if (std::sscanf(name.c_str(), "moegate-%d-", &owner) == 1 && owner > 0 &&
-          ::kill(owner, 0) != 0 && errno == ESRCH) {
-        fs::remove_all(entry.path(), ignored);
-      }
-    }
-  }
-
-  fs::path path_;
-};
 
 void WriteBytes(const fs::path& path, const void* data, std::size_t size) {
   std::ofstream file(path, std::ios::binary);

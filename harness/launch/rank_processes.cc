@@ -40,6 +40,8 @@ constexpr std::string_view kFailed = "rank failed: ";
 constexpr milliseconds kKillWait{5'000};
 // How often to look where the kernel has no pidfd (before Linux 5.3).
 constexpr milliseconds kWithoutPidfd{5};
+// How often to ask whether there is progress.
+constexpr milliseconds kProgressPause{100};
 // A deadline beyond this is as good as none; and adding it to the clock cannot overflow.
 constexpr milliseconds kLongest = std::chrono::hours(24 * 365);
 
@@ -590,7 +592,12 @@ std::string HowItEnded(const Rank& rank) {
   return fmt::format("ended with exit status {}", WEXITSTATUS(rank.status));
 }
 
-Error FailureError(const std::vector<const Rank*>& failures, std::int64_t world_size) {
+std::string NameOf(const std::vector<std::int64_t>& ranks, const LaunchOptions& options) {
+  return options.called.empty() ? fmt::format("{} of {}", RankList(ranks), options.world_size)
+                                : options.called;
+}
+
+Error FailureError(const std::vector<const Rank*>& failures, const LaunchOptions& options) {
   const Rank& culprit = Culprit(failures);
   std::string what = HowItEnded(culprit);
   std::vector<std::int64_t> others;
@@ -605,7 +612,7 @@ Error FailureError(const std::vector<const Rank*>& failures, std::int64_t world_
   }
   const std::string words = culprit.Words();
   what += words.empty() ? " and left no words" : "; its last words: " + words;
-  return Error(fmt::format("rank {} of {}", culprit.rank, world_size), what, Newlines::kKeep);
+  return Error(NameOf({culprit.rank}, options), what, Newlines::kKeep);
 }
 
 Error DeadlineError(const Ranks& ranks, const LaunchOptions& options) {
@@ -619,19 +626,24 @@ Error DeadlineError(const Ranks& ranks, const LaunchOptions& options) {
   }
   const std::string words = first->Words();
   const double seconds = std::chrono::duration<double>(options.deadline).count();
-  return Error(
-      fmt::format("{} of {}", RankList(running), options.world_size),
-      fmt::format("did not finish within {:g} s; ", seconds) +
-          (words.empty() ? fmt::format("rank {} left no words", first->rank)
-                         : fmt::format("the last words of rank {}: {}", first->rank, words)),
-      Newlines::kKeep);
+  const std::string who =
+      options.called.empty() ? fmt::format("rank {}", first->rank) : options.called;
+  return Error(NameOf(running, options),
+               fmt::format("{} within {:g} s; {}",
+                           options.progressed ? "made no progress" : "did not finish", seconds,
+                           words.empty() ? fmt::format("{} left no words", who)
+                                         : fmt::format("the last words of {}: {}", who, words)),
+               Newlines::kKeep);
 }
 
 // Returns 0 when all ranks ended well, and the signal that asked this process to end.
 int WatchToTheEnd(Ranks& ranks, const LaunchOptions& options, Clock::time_point until) {
   bool settling = false;
   while (ranks.Running() && ranks.Signals().Received() == 0 && Clock::now() < until) {
-    ranks.WaitForNews(until);
+    ranks.WaitForNews(options.progressed ? std::min(until, Clock::now() + kProgressPause) : until);
+    if (!settling && options.progressed && options.progressed()) {
+      until = Clock::now() + std::min(options.deadline, kLongest);
+    }
     if (!settling && !ranks.Failures().empty()) {
       settling = true;
       until = Clock::now() + std::min(options.settle, kLongest);
@@ -644,7 +656,7 @@ int WatchToTheEnd(Ranks& ranks, const LaunchOptions& options, Clock::time_point 
   std::optional<Error>
       error;  // made first: what the ranks do when asked to end is not their failure
   if (!ranks.Failures().empty()) {
-    error = FailureError(ranks.Failures(), options.world_size);
+    error = FailureError(ranks.Failures(), options);
   } else if (ranks.Running()) {
     error = DeadlineError(ranks, options);
   }

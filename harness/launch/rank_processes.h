@@ -20,6 +20,12 @@ struct LaunchOptions {
   // From the first failure to the choice of the culprit: the first rank to exit is often a victim,
   // whose peer closed the connection a moment before dying itself.
   std::chrono::milliseconds settle{300};
+  // Asked ten times a second while ranks run; true starts the deadline anew. What it throws ends
+  // the ranks at once and the launch with it.
+  std::function<bool()> progressed;
+  // What a message calls the only rank of a world of one ("the producer"), which is no rank to its
+  // user.
+  std::string called;
   // Called when a signal ends the launch, before it is raised again and this process may die of it.
   std::function<void()> before_signal_death;
 };
