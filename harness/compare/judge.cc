@@ -137,12 +137,15 @@ void DumpJudge::JudgeWhole(const std::string& name, const Estimate& want) {
 }
 
 void DumpJudge::CheckThatSomethingWasTested(const reference::StepResult& want) {
-  const auto& missing = manifest_.not_dumped;
+  const auto& left_out = manifest_.not_dumped;
   for (const TensorInfo& result : ResultsOf(manifest_.model)) {
     if (manifest_.tensors.contains(result.name)) {
       continue;
     }
-    if (std::find(missing.begin(), missing.end(), result.name) == missing.end()) {
+    const auto missing = manifest_.missing.find(result.name);
+    if (missing != manifest_.missing.end()) {
+      Vacuous(result.name, fmt::format("{} is missing: {}", result.name, missing->second));
+    } else if (std::find(left_out.begin(), left_out.end(), result.name) == left_out.end()) {
       Vacuous(result.name,
               fmt::format("{} is owed by the model and neither dumped nor named in not_dumped",
                           result.name));

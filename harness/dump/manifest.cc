@@ -17,6 +17,7 @@ constexpr std::int64_t kSchema = 1;
 constexpr std::int64_t kLargestWorld = 4096;
 constexpr const char* kLossKind = "dot_with_cotangent";
 constexpr const char* kLossReduction = "sum";
+constexpr std::size_t kMostVersions = 32;
 constexpr const char* kRoutingIds = "topk_expert_TK";
 
 using TensorShapes = std::map<std::string, Shape>;
@@ -313,6 +314,31 @@ std::vector<std::int64_t> ParseTokenList(const JsonNode& node, std::int64_t rank
   return list;
 }
 
+// Of an object whose length is checked before anything is made of its members.
+std::vector<std::pair<std::string, JsonNode>> Members(const JsonNode& node, std::size_t most) {
+  if (node.value().is_object() && node.value().size() > most) {
+    node.Fail(fmt::format("has {} entries; at most {} make sense", node.value().size(), most));
+  }
+  return node.Members();
+}
+
+std::map<std::string, std::string> ParseMissing(const JsonNode& node, const Manifest& manifest,
+                                                const TensorShapes& known) {
+  std::map<std::string, std::string> missing;
+  for (const auto& [name, why] : Members(node, known.size())) {
+    if (!known.contains(name)) {
+      why.Fail(fmt::format("is not a tensor of this model; known are {}", NamesOf(known)));
+    }
+    const auto& not_dumped = manifest.not_dumped;
+    if (manifest.tensors.contains(name) ||
+        std::find(not_dumped.begin(), not_dumped.end(), name) != not_dumped.end()) {
+      why.Fail("stands under tensors or not_dumped too; it is dumped, left out, or missing");
+    }
+    missing.emplace(name, why.String());
+  }
+  return missing;
+}
+
 // Ranks that differ only along an axis that does not shard the rows hold the same rows.
 void CheckTokensAlong(const std::string& name, Axis axis, const Manifest& manifest,
                       const JsonNode& node) {
@@ -365,7 +391,7 @@ std::vector<std::vector<std::int64_t>> ParseTokens(const JsonNode& node, const M
 Manifest ParseManifest(const Json& json, const std::string& file) {
   const JsonNode root(json, file);
   root.OnlyKeys({"schema", "producer", "mesh", "layout", "model", "dtype", "casts", "loss",
-                 "inputs", "case", "tensors", "not_dumped", "tokens"});
+                 "inputs", "case", "tensors", "not_dumped", "missing", "versions", "tokens"});
   if (const JsonNode schema = root.At("schema"); schema.Integer() != kSchema) {
     schema.Fail(fmt::format("is {}; this moegate reads schema {}", schema.Integer(), kSchema));
   }
@@ -397,6 +423,14 @@ Manifest ParseManifest(const Json& json, const std::string& file) {
   }
   if (const auto not_dumped = root.Find("not_dumped")) {
     manifest.not_dumped = ParseNotDumped(*not_dumped, manifest, known);
+  }
+  if (const auto missing = root.Find("missing")) {
+    manifest.missing = ParseMissing(*missing, manifest, known);
+  }
+  if (const auto versions = root.Find("versions")) {
+    for (const auto& [name, version] : Members(*versions, kMostVersions)) {
+      manifest.versions.emplace(name, version.String());
+    }
   }
   if (const auto tokens = root.Find("tokens")) {
     manifest.tokens = ParseTokens(*tokens, manifest);
@@ -473,6 +507,12 @@ Json ToJson(const Manifest& manifest) {
   }
   if (!manifest.not_dumped.empty()) {
     json["not_dumped"] = manifest.not_dumped;
+  }
+  if (!manifest.missing.empty()) {
+    json["missing"] = manifest.missing;
+  }
+  if (!manifest.versions.empty()) {
+    json["versions"] = manifest.versions;
   }
   if (!manifest.tokens.empty()) {
     json["tokens"] = manifest.tokens;

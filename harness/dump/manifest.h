@@ -36,7 +36,9 @@ struct Manifest {
   std::optional<std::string> inputs;   // file with the whole problem, inside the folder
   std::optional<std::string> case_name;
   std::map<std::string, DumpedTensor> tensors;
-  std::vector<std::string> not_dumped;
+  std::vector<std::string> not_dumped;          // left out on purpose
+  std::map<std::string, std::string> missing;   // tensor that should be there -> why it is not
+  std::map<std::string, std::string> versions;  // of what made it: "torch" -> "2.11.0"
   // Per rank the global token indices of its rows; empty when the manifest has none, and then the
   // placements of dimension 0 say it.
   std::vector<std::vector<std::int64_t>> tokens;
@@ -46,10 +48,10 @@ struct Manifest {
 
 // Reads and checks everything that can be checked without the tensors: known keys, types, sizes
 // (FindFault), meshes that agree on the world and with "layout", known tensor names with the shapes
-// that the model gives them, placements with existing axes and dimensions (T tensors: rows by
-// `tokens`), token lists (one per rank, indices in range, none twice in one rank), an `inputs` name
-// that stays inside the folder (no '/', no "..", not absolute). Throws Error("file#/pointer", one
-// sentence).
+// that the model gives them, no tensor both dumped and said to be missing, placements with existing
+// axes and dimensions (T tensors: rows by `tokens`), token lists (one per rank, indices in range,
+// none twice in one rank), an `inputs` name that stays inside the folder (no '/', no "..", not
+// absolute). Throws Error("file#/pointer", one sentence).
 Manifest ParseManifest(const Json& json, const std::string& file);
 
 Json ToJson(const Manifest& manifest);
