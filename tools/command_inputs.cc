@@ -2,90 +2,20 @@
 
 #include <fmt/format.h>
 
-#include <cstring>
-#include <filesystem>
-#include <span>
-
-#include "harness/base/error.h"
-#include "harness/dump/safetensors.h"
-#include "harness/inputs/generator.h"
-#include "harness/json/model_json.h"
 #include "tools/commands.h"
+#include "tools/problem_folder.h"
 
 namespace moe {
-namespace {
-
-template <typename Integer>
-std::vector<Integer> TopBits(const std::vector<double>& values) {
-  std::vector<Integer> bits;
-  for (const double value : values) {
-    const auto narrow = static_cast<float>(value);  // exact: inputs lie on the bfloat16 grid
-    std::uint32_t word = 0;
-    std::memcpy(&word, &narrow, sizeof(word));
-    bits.push_back(static_cast<Integer>(sizeof(Integer) == 2 ? word >> 16U : word));
-  }
-  return bits;
-}
-
-template <typename Value>
-std::vector<std::byte> BytesOf(const std::vector<Value>& values) {
-  const auto bytes = std::as_bytes(std::span(values));
-  return {bytes.begin(), bytes.end()};
-}
-
-std::vector<std::byte> Encode(const std::vector<double>& values, Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kFloat64:
-      return BytesOf(values);
-    case Dtype::kFloat32:
-      return BytesOf(TopBits<std::uint32_t>(values));
-    default:
-      return BytesOf(TopBits<std::uint16_t>(values));
-  }
-}
-
-}  // namespace
 
 int Inputs(const CommonOptions& common, const std::string& name, const std::string& folder,
            Dtype dtype) {
   const CaseSpec spec = FindCase(common.cases_folder, name);
   const InputGenerator generator(spec);
-  std::map<std::string, std::vector<std::byte>> bytes;
-  std::map<std::string, TensorView> views;
-  for (const TensorInfo& input : InputsOf(spec.model)) {
-    std::vector<double> values(static_cast<std::size_t>(NumElements(input.shape)));
-    generator.Read(input.name, WholeOf(input.shape), values);
-    bytes[input.name] = Encode(values, dtype);
-    views[input.name] = {dtype, input.shape, bytes[input.name]};
-  }
-  std::error_code code;
-  std::filesystem::create_directories(folder, code);
-  if (code) {
-    throw Error(folder, fmt::format("cannot be made: {}", code.message()));
-  }
-  const std::filesystem::path path(folder);
-  WriteSafetensors((path / "inputs.safetensors").string(), views, {{"case", spec.name}});
-  Json problem;
-  problem["schema"] = 1;
-  problem["case"] = spec.name;
-  problem["model"] = ToJson(spec.model);
-  problem["dtype"] = std::string(ToText(dtype));
-  problem["loss"]["kind"] = "dot_with_cotangent";
-  problem["loss"]["reduction"] = "sum";
-  problem["inputs"] = "inputs.safetensors";
-  problem["layouts"] = Json::array();
-  for (const Layout& layout : spec.layouts) {
-    problem["layouts"].push_back(ToText(layout));
-  }
-  problem["owed"] = Json::array();
-  for (const TensorInfo& result : ResultsOf(spec.model)) {
-    problem["owed"].push_back(result.name);
-  }
-  WriteJsonFile((path / "problem.json").string(), problem);
+  const std::size_t tensors = WriteProblem(spec, generator, folder, dtype);
   fmt::print(
       "{}: inputs.safetensors ({} tensors) and problem.json; smallest top-k margin {:.2e} in "
       "logits\n",
-      folder, views.size(), generator.smallest_logit_margin());
+      folder, tensors, generator.smallest_logit_margin());
   return 0;
 }
 
