@@ -15,6 +15,7 @@ namespace moe {
 struct CommonOptions {
   std::string cases_folder;
   std::string golden_folder;
+  std::string adapters_folder;
 };
 
 struct OutputOptions {
@@ -32,6 +33,8 @@ struct RunCommand {
       seed;  // instead of the cases' own, which their golden files speak of
   std::optional<std::string> dump_folder;
   double deadline_seconds = 20.0;
+  std::string producer;                       // another framework instead of the built-in step
+  std::vector<std::string> producer_options;  // "KEY=V1,V2"
 };
 
 struct RegenCommand {
@@ -70,6 +73,8 @@ int Inputs(const CommonOptions& common, const std::string& name, const std::stri
 int Check(const CommonOptions& common, const std::vector<std::string>& dumps,
           const OutputOptions& output);
 int Run(const CommonOptions& common, const RunCommand& command, const OutputOptions& output);
+int RunWithProducer(const CommonOptions& common, const RunCommand& command,
+                    const OutputOptions& output);
 int Regen(const CommonOptions& common, const RegenCommand& command);
 int Mutate(const CommonOptions& common, const MutateCommand& command, bool json);
 int Soak(const CommonOptions& common, const SoakCommand& command);

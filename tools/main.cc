@@ -36,7 +36,8 @@ int Main(int argc, char** argv) {
       "moegate");
   app.require_subcommand(1);
   app.fallthrough();
-  CommonOptions common{DefaultFolder("cases"), DefaultFolder("golden")};
+  CommonOptions common{DefaultFolder("cases"), DefaultFolder("golden"),
+                       DefaultFolder("tools/adapters")};
   app.add_option("--cases", common.cases_folder, "Folder of case files")->capture_default_str();
   app.add_option("--golden", common.golden_folder, "Folder of golden files")->capture_default_str();
   OutputOptions output;
@@ -95,6 +96,12 @@ int Main(int argc, char** argv) {
                   "Seconds that any wait for a rank may take")
       ->capture_default_str()
       ->check(CLI::Range(0.1, 3600.0));
+  run->add_option("--producer", run_command.producer,
+                  "Run another framework's step instead: torchtitan==0.2.2, megatron-core==0.19.2, "
+                  "or a program of your own (tools/adapters/README.md); in float64 unless --dtype "
+                  "says otherwise");
+  run->add_option("--producer-option", run_command.producer_options,
+                  "KEY=VALUE for the producer; KEY=A,B runs every step with either");
   add_output(run);
 
   MutateCommand mutate_command;
@@ -195,7 +202,8 @@ int Main(int argc, char** argv) {
   if (!dump_folder.empty()) {
     run_command.dump_folder = dump_folder;
   }
-  return Run(common, run_command, output);
+  return run_command.producer.empty() ? Run(common, run_command, output)
+                                      : RunWithProducer(common, run_command, output);
 #else
   throw Error("moegate", "was built to judge dumps only");  // every other command has returned
 #endif

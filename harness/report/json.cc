@@ -70,6 +70,9 @@ Json ToJson(const Result& result) {
   json["id"] = result.id;
   json["dtype"] = result.dtype;
   json["backend"] = result.backend.empty() ? Json(nullptr) : Json(result.backend);
+  if (!result.options.empty()) {
+    json["options"] = result.options;
+  }
   json["fault"] = result.fault ? Json(*result.fault) : Json(nullptr);
   json["verdict"] = std::string(ToText(result.verdict));
   json["findings"] = Json::array();
@@ -126,7 +129,8 @@ void WriteJUnit(const std::string& path, const std::vector<Result>& results,
     // Not every byte of a folder's name may stand in XML.
     const std::string layout =
         at == std::string::npos ? "dump" : Printable(result.id.substr(at + 1));
-    const std::string name = Printable(result.id.substr(0, at) + " " + result.dtype);
+    const std::string name = Printable(result.id.substr(0, at) + " " + result.dtype +
+                                       (result.options.empty() ? "" : " " + result.options));
     test->SetAttribute("classname", layout.c_str());
     test->SetAttribute("name", name.c_str());
     test->SetAttribute("time", std::isfinite(result.seconds) ? result.seconds : 0.0);

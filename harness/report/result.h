@@ -22,7 +22,8 @@ struct PlantedOutcome {
 struct Result {
   std::string id;  // "issues/torchtitan-2387@tp2.ep2.etp1", or the folder of a dump
   std::string dtype;
-  std::string backend;  // "threads", "gloo", "nccl"; empty for a dump
+  std::string backend;  // "threads", "gloo", "nccl", "torchtitan==0.3.0"; empty for a dump
+  std::string options;  // of a producer: "backend=spmd_types fsdp=on"
   std::optional<std::string> fault;
   Verdict verdict = Verdict::kPass;
   Judgement judgement;

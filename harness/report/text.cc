@@ -102,7 +102,8 @@ std::string PlantedText(const Result& result) {
 
 std::string StoryOf(const Result& result) {
   const std::string head =
-      fmt::format("{:<7}  {} {}{}", Label(result.verdict), result.id, result.dtype,
+      fmt::format("{:<7}  {} {}{}{}", Label(result.verdict), result.id, result.dtype,
+                  result.options.empty() ? "" : " " + result.options,
                   result.fault ? fmt::format(" with '{}'", *result.fault) : "");
   if (result.verdict == Verdict::kPass || result.verdict == Verdict::kSkipped) {
     std::string text = fmt::format("{}   {}\n", head, Headline(result));
