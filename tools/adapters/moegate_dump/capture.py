@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from .errors import DumpError
 from .layout import Layout
-from .names import BUFFERS, Holds, NameMap, find
+from .names import BUFFERS, PARAMETERS, Holds, NameMap, find
 from .placement import claims_of, full_value, local_value, parse, with_dim
 from .problem import Problem, mesh_of, parameters_of, shape_of
 
@@ -139,7 +139,7 @@ class _Reader:
     def __init__(self, layout, rank, model, names, claims, axes, scale, full):
         self.layout, self.rank, self.model, self.names = layout, rank, model, names
         self.claims, self.axes, self.scale, self.full = claims, axes, scale, full
-        known = {"dense", "expert", "x_TD", "y_TD", *parameters_of(model), *BUFFERS}
+        known = {"dense", "expert", "x_TD", "y_TD", *PARAMETERS}
         for name in [*claims, *scale]:
             if name not in known:
                 raise DumpError(f'claims or scale for "{name}", which is none of {", ".join(sorted(known))}')
