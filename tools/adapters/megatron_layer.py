@@ -1,0 +1,132 @@
+"""Megatron-core's MoELayer as a producer of dumps. Nothing of its arithmetic or collectives is replaced.
+
+What a CPU forces, all of it in megatron_on_cpu.py, is not done on CUDA. The dump repairs nothing: after
+finalize_model_grads every gradient is finished ("R") or sharded, averaged over dp * cp, which `scale` says.
+"""
+
+import dataclasses
+import importlib.metadata
+
+import torch
+import torch.distributed as dist
+from moegate_dump import MEGATRON, DumpError, Skip, capture, load_inputs
+from moegate_dump.ranks import Step
+
+# Which part of a tensor a rank holds; the rest of the names is whole on every rank.
+SHARDS = {
+    "w1_EFD": {"ep": "S(0)", "etp": "S(1)"}, "w3_EFD": {"ep": "S(0)", "etp": "S(1)"},
+    "w2_EDF": {"ep": "S(0)", "etp": "S(2)"}, "shared_w1_FD": {"tp": "S(0)"}, "shared_w3_FD": {"tp": "S(0)"},
+    "shared_w2_DF": {"tp": "S(1)"},
+}
+
+
+class MegatronCore:
+    name = "megatron-core"
+    options = {"dispatcher": ("alltoall", "allgather"), "device": ("cpu", "cuda")}
+
+    def load(self, release: str) -> None:
+        try:
+            self.release = importlib.metadata.version("megatron-core")
+        except importlib.metadata.PackageNotFoundError:
+            raise DumpError("megatron-core is not installed here; use the python of `tools/adapters/environment.sh "
+                            f"megatron-core=={release}`") from None
+        if self.release != release:
+            raise DumpError(f"megatron-core {self.release} is installed here, not {release}")
+        import megatron.core.distributed as distributed
+        import megatron.core.models.gpt.moe_module_specs as specs
+        import megatron.core.parallel_state as parallel_state
+        import megatron.core.transformer.transformer_config as transformer_config
+
+        self.distributed, self.specs = distributed, specs
+        self.parallel_state, self.transformer_config = parallel_state, transformer_config
+
+    def check(self, step: Step) -> None:
+        model, layout, me = load_inputs(step.problem).model, step.layout, f"megatron-core {self.release}"
+        sigmoid = model.get("score_function", "softmax") == "sigmoid"
+        if model.get("gate_bias"):
+            raise Skip(f"{me} has a gate bias only together with biases everywhere")
+        if layout.tp > 1 and not layout.sp:
+            raise Skip(f"{me} refuses to train an MoE layer with tp and without sequence parallelism")
+        if sigmoid and model["top_k"] > 1 and not model.get("route_norm"):
+            raise Skip(f"{me} normalises sigmoid scores where top_k is over 1")
+        if sigmoid and model["top_k"] == 1 and model.get("route_norm"):
+            raise Skip(f"{me} does not normalise sigmoid scores where top_k is 1")
+        if model.get("score_placement", "after_experts") == "before_experts" and model["top_k"] > 1:
+            raise Skip(f"{me} applies scores before the experts only where top_k is 1")
+        if model.get("expert_bias") and not sigmoid:
+            raise Skip(f"{me} has an expert bias only with sigmoid scores")
+        if model.get("expert_groups", 1) > 1 and model["top_k"] != 2 * model["limited_groups"]:
+            raise Skip(f"{me} ranks groups by their top_k / limited_groups best experts, which are not 2 here")
+        if not sigmoid and not model.get("route_norm") and model["top_k"] > 1 and model.get("expert_groups", 1) > 1:
+            raise Skip(f"{me} has group-limited selection only with normalised scores")
+
+    def run(self, step: Step) -> None:
+        if step.device == "cpu":
+            from megatron_on_cpu import adapt
+
+            adapt()
+        rank, layout, problem = dist.get_rank(), step.layout, load_inputs(step.problem)
+        model = problem.model
+        self.parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=layout.tp, context_parallel_size=layout.cp, expert_model_parallel_size=layout.ep,
+            expert_tensor_parallel_size=layout.etp)
+        config = self._config(model, step)
+        spec = self.specs.get_moe_module_spec(use_te=False, num_experts=model["experts"], moe_grouped_gemm=False)
+        layer = spec(config=config, layer_number=1).to(step.device)
+        problem.fill(layer, MEGATRON, layout=layout, rank=rank, claims=SHARDS)
+        wrapped = self.distributed.DistributedDataParallel(
+            config, self.distributed.DistributedDataParallelConfig(grad_reduce_in_fp32=False), layer)
+        wrapped.train()
+        wrapped.zero_grad_buffer()
+
+        # [S, B, D]: the rows of a rank go through its sequences side by side.
+        sequences = torch.tensor(layout.tokens(model["tokens"], rank)).view(layout.local_batch, -1)
+        tokens = sequences.t().flatten().tolist()
+
+        def rows(name):
+            value = problem.rows(name, tokens).to(step.device, step.dtype)
+            return value.view(-1, layout.local_batch, model["d_model"])
+
+        chosen = []
+        layer.router.register_forward_hook(lambda module, inputs, outputs: chosen.append(outputs[1]))
+        x, d_y = rows("x_TD").requires_grad_(), rows("d_y_TD")
+        y, _ = wrapped(x)
+        (y * d_y).sum().backward()
+        self.distributed.finalize_model_grads([wrapped])
+
+        averaged = layout.dp_replicate * layout.dp_shard * layout.cp
+        topk = chosen[0].nonzero()[:, 1].view(-1, model["top_k"])
+        capture(step.out, layout=layout, x=x, d_y=d_y, y=y, module=layer, names=MEGATRON, problem=problem, tokens=tokens,
+                gradient=lambda parameter: parameter.main_grad, topk_expert=topk, claims=SHARDS,
+                scale={"dense": averaged, "expert": averaged}, casts={"scores_TE": "float32"},
+                producer=f"megatron-core {self.release}, MoELayer, {step.options['dispatcher']} dispatcher",
+                versions={"megatron-core": self.release})
+
+    def _config(self, model, step):
+        layout, groups = step.layout, model.get("expert_groups", 1)
+        softmax = model.get("score_function", "softmax") == "softmax"
+        settings = {
+            "num_layers": 1, "hidden_size": model["d_model"], "num_attention_heads": layout.tp, "ffn_hidden_size": model["d_expert"],
+            "moe_ffn_hidden_size": model["d_expert"], "num_moe_experts": model["experts"],
+            "moe_router_topk": model["top_k"], "moe_router_score_function": "softmax" if softmax else "sigmoid",
+            # After top-k, Megatron's softmax is softmax over all experts and then normalised.
+            "moe_router_pre_softmax": softmax and not model.get("route_norm", False),
+            "moe_router_topk_scaling_factor": model.get("route_scale", 1.0) if model.get("route_scale", 1.0) != 1 else None,
+            "moe_router_num_groups": groups if groups > 1 else None,
+            "moe_router_group_topk": model.get("limited_groups") if groups > 1 else None,
+            "moe_router_enable_expert_bias": model.get("expert_bias", False),
+            "moe_router_load_balancing_type": "none", "moe_aux_loss_coeff": 0.0,
+            "moe_router_dtype": {torch.float64: "fp64", torch.float32: "fp32"}.get(step.dtype),
+            "moe_token_dispatcher_type": step.options["dispatcher"],
+            "moe_apply_probs_on_input": model.get("score_placement", "after_experts") == "before_experts",
+            "moe_shared_expert_intermediate_size": model.get("d_shared") or None,
+            "moe_shared_expert_gate": model.get("shared_gate", False),
+            "gated_linear_unit": True, "activation_func": torch.nn.functional.silu, "add_bias_linear": False,
+            "params_dtype": step.dtype, "bf16": step.dtype == torch.bfloat16, "use_cpu_initialization": True,
+            "perform_initialization": False, "sequence_parallel": layout.tp > 1,
+            "tensor_model_parallel_size": layout.tp, "context_parallel_size": layout.cp,
+            "expert_model_parallel_size": layout.ep, "expert_tensor_parallel_size": layout.etp,
+        }
+        known = {field.name for field in dataclasses.fields(self.transformer_config.TransformerConfig)}
+        return self.transformer_config.TransformerConfig(
+            **{name: value for name, value in settings.items() if name in known})
