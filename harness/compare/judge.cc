@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "harness/base/error.h"
+#include "harness/compare/claims.h"
 #include "harness/compare/diagnose.h"
 #include "harness/compare/model_variants.h"
 #include "harness/compare/observed.h"
@@ -46,6 +47,7 @@ class DumpJudge {
   void ExplainCounts(Finding& finding, const std::vector<std::int64_t>& tokens_per_expert_E,
                      Ledger& ledger) const;
   void TryModelVariants(const reference::Routing& routing);
+  void NameClaims();
   void CheckStoredDtype(const std::string& name) const;
 
   const Dump& dump_;
@@ -278,6 +280,17 @@ void DumpJudge::TryModelVariants(const reference::Routing& routing) {
   }
 }
 
+// What was taken on trust of a stranger, and which claim would be wrong if a gradient were right.
+void DumpJudge::NameClaims() {
+  judgement_.claims = DescribeClaims(manifest_);
+  judgement_.floor = DescribeFloor(manifest_, judgement_.findings);
+  for (Finding& finding : judgement_.findings) {
+    if (const std::string doubt = DoubtClaims(manifest_, finding); !doubt.empty()) {
+      finding.evidence.push_back("       " + doubt);
+    }
+  }
+}
+
 Judgement DumpJudge::Run() {
   CompareRouting();
   std::vector<std::string> order;
@@ -305,15 +318,6 @@ Judgement DumpJudge::Run() {
     judge("d_w3_EFD", gradients.d_w3_FD);
     judge("d_w2_EDF", gradients.d_w2_DF);
   };
-  for (const auto& [tensor, dtype] : manifest_.casts) {
-    if (UnitRoundoff(dtype) > UnitRoundoff(manifest_.dtype)) {
-      judgement_.notes.push_back(fmt::format(
-          "{} is declared to be computed in {}, which widens what everything may be off by{}",
-          tensor, ToText(dtype),
-          options_.golden != nullptr ? "; the tolerances of the case's golden file are not used"
-                                     : ""));
-    }
-  }
   const reference::StepResult want = reference::RunStep(manifest_.model, problem_, step, on_expert);
   JudgeWhole("y_TD", want.y_TD);
   JudgeWhole("d_x_TD", want.d_x_TD);
@@ -338,6 +342,9 @@ Judgement DumpJudge::Run() {
   ShareCauses(judgement_.findings);
   DoubtPrecision(judgement_.findings);
   TryModelVariants(want.routing);
+  if (options_.contract == nullptr) {
+    NameClaims();
+  }
   CheckThatSomethingWasTested(want);
   const auto has = [&](Verdict verdict) {
     return std::any_of(judgement_.findings.begin(), judgement_.findings.end(),

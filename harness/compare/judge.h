@@ -32,7 +32,10 @@ struct Judgement {
   Verdict verdict = Verdict::kPass;
   std::vector<Finding> findings;   // one per judged tensor, in the order of ResultsOf
   std::vector<std::string> notes;  // what is worth knowing and changes no verdict
-  std::int64_t slots = 0;          // T * K
+  // Of a dump by a stranger: the claims that were relied on (claims.h), and what its casts allow.
+  std::vector<std::string> claims;
+  std::string floor;
+  std::int64_t slots = 0;  // T * K
   bool routing_compared = false;
   double smallest_margin = 0.0;  // of the selection scores
   // What a regenerated golden file records of this run, by tensor.

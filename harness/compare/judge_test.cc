@@ -322,11 +322,43 @@ TEST(Judge, TakesNoSmallCountsForRoundedOnes) {
   EXPECT_NE(finding.explanation.cause, Cause::kPrecision) << finding.text;
 }
 
-TEST(Judge, NotesWhatADeclaredCastAllows) {
+TEST(Judge, SaysWhatADeclaredCastAllows) {
   Step step("dp2");
   step.manifest.casts["scores_TE"] = Dtype::kBfloat16;
   step.Run();
-  EXPECT_TRUE(Notes(step.Judge(), "scores_TE is declared to be computed in bfloat16"));
+  EXPECT_TRUE(Has(step.Judge().floor,
+                  "declared scores_TE in bfloat16, so that these may be off by: y_TD "));
+}
+
+TEST(Judge, SaysWhichClaimsItReliedOn) {
+  Step step("dp2.tp2.ep2.etp1");
+  step.manifest.tensors.at("d_gate_ED").placements[Axis::kDpShard] = Partial();
+  step.Run();
+  const std::vector<std::string> claims = step.Judge().claims;
+  EXPECT_TRUE(std::find(claims.begin(), claims.end(),
+                        "d_gate_ED: P (summed here) on dp_shard, R on tp") != claims.end())
+      << claims.size();
+}
+
+TEST(Judge, DoubtsTheClaimThatWouldBeWrongIfTheGradientWereRight) {
+  Step step("tp2");
+  step.Run().LeaveShares("d_gate_ED", {Axis::kTp});
+  const Finding finding = step.FindingOf("d_gate_ED");
+  EXPECT_EQ(finding.explanation.cause, Cause::kMissingSum);
+  EXPECT_TRUE(Has(finding.evidence.back(), "sums it over tp, it is P there, not R"));
+}
+
+TEST(Judge, SaysWhyATensorIsMissing) {
+  Step step("dp2");
+  step.manifest.missing["d_w1_EFD"] = "experts.w1.grad is None on rank 1";
+  step.manifest.tensors.erase("d_w1_EFD");
+  step.Run();
+  const Judgement judgement = step.Judge();
+  EXPECT_EQ(judgement.verdict, Verdict::kVacuous);
+  EXPECT_TRUE(
+      std::any_of(judgement.findings.begin(), judgement.findings.end(), [](const Finding& f) {
+        return f.text == "d_w1_EFD is missing: experts.w1.grad is None on rank 1";
+      }));
 }
 
 TEST(Judge, BlamesTheOneElementThatIsWrong) {

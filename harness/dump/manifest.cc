@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <string_view>
 #include <utility>
@@ -155,20 +156,27 @@ Layout ParseLayout(const std::optional<JsonNode>& node, const Meshes& meshes, co
   return layout;
 }
 
-// Casts name intermediate tensors too, so their names are only held to the form NAME_LETTERS.
-bool HasShapeSuffix(std::string_view name) {
-  const std::size_t underscore = name.rfind('_');
-  return underscore != std::string_view::npos && underscore > 0 && underscore + 1 < name.size() &&
-         name.find_first_not_of("TDFEKN", underscore + 1) == std::string_view::npos;
+// Of an object whose length is checked before anything is made of its members.
+std::vector<std::pair<std::string, JsonNode>> Members(const JsonNode& node, std::size_t most) {
+  if (node.value().is_object() && node.value().size() > most) {
+    node.Fail(fmt::format("has {} entries; at most {} make sense", node.value().size(), most));
+  }
+  return node.Members();
 }
 
-std::map<std::string, Dtype> ParseCasts(const JsonNode& node) {
+// Inside a step, beside the tensors of a dump: the scores and what enters them, the rows that enter
+// the experts once a score was applied, and their outputs on the way into y_TD.
+constexpr std::array<std::string_view, 4> kCastable = {"scores_TE", "logits_TE", "routed_in_ND",
+                                                       "routed_out_ND"};
+
+std::map<std::string, Dtype> ParseCasts(const JsonNode& node, const TensorShapes& known) {
   std::map<std::string, Dtype> casts;
-  for (const auto& [name, dtype] : node.Members()) {
-    if (!HasShapeSuffix(name)) {
-      dtype.Fail(fmt::format(
-          "\"{}\" names no tensor; use a name with a suffix of shape letters, such as scores_TE",
-          name));
+  for (const auto& [name, dtype] : Members(node, known.size() + kCastable.size())) {
+    if (!known.contains(name) &&
+        std::find(kCastable.begin(), kCastable.end(), name) == kCastable.end()) {
+      dtype.Fail(
+          fmt::format("is not a tensor whose rounding is known; use {}, or a tensor of the dump",
+                      fmt::join(kCastable, ", ")));
     }
     casts.emplace(name, ParseFloatDtype(dtype));
   }
@@ -314,14 +322,6 @@ std::vector<std::int64_t> ParseTokenList(const JsonNode& node, std::int64_t rank
   return list;
 }
 
-// Of an object whose length is checked before anything is made of its members.
-std::vector<std::pair<std::string, JsonNode>> Members(const JsonNode& node, std::size_t most) {
-  if (node.value().is_object() && node.value().size() > most) {
-    node.Fail(fmt::format("has {} entries; at most {} make sense", node.value().size(), most));
-  }
-  return node.Members();
-}
-
 std::map<std::string, std::string> ParseMissing(const JsonNode& node, const Manifest& manifest,
                                                 const TensorShapes& known) {
   std::map<std::string, std::string> missing;
@@ -402,9 +402,6 @@ Manifest ParseManifest(const Json& json, const std::string& file) {
   manifest.model = ParseModel(root.At("model"));
   manifest.layout = ParseLayout(root.Find("layout"), manifest.meshes, manifest.model);
   manifest.dtype = ParseFloatDtype(root.At("dtype"));
-  if (const auto casts = root.Find("casts")) {
-    manifest.casts = ParseCasts(*casts);
-  }
   if (const auto loss = root.Find("loss")) {
     loss->OnlyKeys({"kind", "reduction"});
     RequireText(loss->At("kind"), kLossKind);
@@ -418,6 +415,9 @@ Manifest ParseManifest(const Json& json, const std::string& file) {
   }
 
   const TensorShapes known = KnownTensors(manifest.model);
+  if (const auto casts = root.Find("casts")) {
+    manifest.casts = ParseCasts(*casts, known);
+  }
   for (const auto& [name, node] : root.At("tensors").Members()) {
     manifest.tensors.emplace(name, ParseTensor(name, node, manifest, known));
   }

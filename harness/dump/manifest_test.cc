@@ -18,7 +18,7 @@ constexpr const char* kValid = R"json({
   "model": {"tokens": 8, "d_model": 4, "d_expert": 6, "experts": 4, "top_k": 2,
             "score_function": "sigmoid"},
   "dtype": "float32",
-  "casts": {"scores_TE": "bfloat16", "h_NF": "float16"},
+  "casts": {"scores_TE": "bfloat16", "routed_out_ND": "float16"},
   "loss": {"kind": "dot_with_cotangent", "reduction": "sum"},
   "inputs": "inputs.safetensors",
   "case": "basics/small",
@@ -31,6 +31,8 @@ constexpr const char* kValid = R"json({
                  "placements": {"edp": "R", "ep": "S(0)", "etp": "SS(1,2)"}}
   },
   "not_dumped": ["d_x_TD"],
+  "missing": {"d_w2_EDF": "experts.w2.grad is None on rank 1"},
+  "versions": {"torch": "2.11.0"},
   "tokens": [[0, 4], [1, 5], [2, 6], [3, 7]]
 })json";
 
@@ -82,6 +84,8 @@ TEST(Manifest, ReadsEveryKey) {
   EXPECT_EQ(manifest.model.score_function, ScoreFunction::kSigmoid);
   EXPECT_EQ(manifest.dtype, Dtype::kFloat32);
   EXPECT_EQ(manifest.casts.at("scores_TE"), Dtype::kBfloat16);
+  EXPECT_EQ(manifest.missing.at("d_w2_EDF"), "experts.w2.grad is None on rank 1");
+  EXPECT_EQ(manifest.versions.at("torch"), "2.11.0");
   EXPECT_EQ(manifest.inputs, "inputs.safetensors");
   EXPECT_EQ(manifest.case_name, "basics/small");
   EXPECT_EQ(manifest.tensors.at("d_gate_ED").scale, 4.0);
@@ -123,14 +127,22 @@ TEST(Manifest, RefusesWrongValuesAtTheTop) {
       {{"/schema", "2", "m#/schema: is 2; this moegate reads schema 1"},
        {"/extra", "1",
         "m#/extra: unknown key \"extra\"; known are schema, producer, mesh, layout, model, dtype, "
-        "casts, loss, inputs, case, tensors, not_dumped, tokens"},
+        "casts, loss, inputs, case, tensors, not_dumped, missing, versions, tokens"},
        {"/producer", "1", "m#/producer: is a number; must be a string"},
        {"/dtype", "\"int64\"", "m#/dtype: is \"int64\"; use float64, float32, bfloat16 or float16"},
        {"/casts/scores_TE", "\"fp8\"",
         "m#/casts/scores_TE: is \"fp8\"; use float64, float32, bfloat16 or float16"},
        {"/casts/scores", "\"float32\"",
-        "m#/casts/scores: \"scores\" names no tensor; use a name with a suffix of shape letters, "
-        "such as scores_TE"},
+        "m#/casts/scores: is not a tensor whose rounding is known; use scores_TE, logits_TE, "
+        "routed_in_ND, routed_out_ND, or a tensor of the dump"},
+       {"/missing/d_y", "\"why\"",
+        "m#/missing/d_y: is not a tensor of this model; known are d_gate_ED, d_w1_EFD, d_w2_EDF, "
+        "d_w3_EFD, d_x_TD, d_y_TD, gate_ED, tokens_per_expert_E, topk_expert_TK, w1_EFD, w2_EDF, "
+        "w3_EFD, x_TD, y_TD"},
+       {"/missing/d_gate_ED", "\"why\"",
+        "m#/missing/d_gate_ED: stands under tensors or not_dumped too; it is dumped, left out, or "
+        "missing"},
+       {"/versions/torch", "2.11", "m#/versions/torch: is a number; must be a string"},
        {"/loss/kind", "\"mse\"", "m#/loss/kind: is \"mse\"; must be dot_with_cotangent"},
        {"/loss/reduction", "\"mean\"", "m#/loss/reduction: is \"mean\"; must be sum"}});
 }

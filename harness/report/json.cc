@@ -88,6 +88,12 @@ Json ToJson(const Result& result) {
     json["planted"].push_back(std::move(entry));
   }
   json["notes"] = result.judgement.notes;
+  if (!result.judgement.claims.empty()) {
+    json["claims"] = result.judgement.claims;
+  }
+  if (!result.judgement.floor.empty()) {
+    json["floor"] = result.judgement.floor;
+  }
   json["text"] = Headline(result);
   json["repro"] = result.repro;
   return json;

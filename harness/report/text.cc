@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "harness/report/result.h"
 
@@ -100,17 +101,31 @@ std::string PlantedText(const Result& result) {
   return fmt::format("  faults told {}/{}", right, result.planted.size());
 }
 
+// What was taken on trust. A step that passes among many of a producer does not need it.
+std::string TrustOf(const Result& result) {
+  std::string text;
+  if (result.verdict != Verdict::kPass || result.backend.empty()) {
+    std::string_view label = "claims";
+    for (const std::string& claim : result.judgement.claims) {
+      text += fmt::format("  {:<6} {}\n", std::exchange(label, ""), claim);
+    }
+    if (!result.judgement.floor.empty()) {
+      text += fmt::format("  floor  {}\n", result.judgement.floor);
+    }
+  }
+  for (const std::string& note : result.judgement.notes) {
+    text += fmt::format("  note   {}\n", note);
+  }
+  return text;
+}
+
 std::string StoryOf(const Result& result) {
   const std::string head =
       fmt::format("{:<7}  {} {}{}{}", Label(result.verdict), result.id, result.dtype,
                   result.options.empty() ? "" : " " + result.options,
                   result.fault ? fmt::format(" with '{}'", *result.fault) : "");
   if (result.verdict == Verdict::kPass || result.verdict == Verdict::kSkipped) {
-    std::string text = fmt::format("{}   {}\n", head, Headline(result));
-    for (const std::string& note : result.judgement.notes) {
-      text += fmt::format("  note   {}\n", note);
-    }
-    return text;
+    return fmt::format("{}   {}\n{}", head, Headline(result), TrustOf(result));
   }
   std::string text = fmt::format("{}   {}\n", head, Headline(result));
   if (result.verdict == Verdict::kError) {
@@ -136,9 +151,7 @@ std::string StoryOf(const Result& result) {
   if (const std::string fine = FineLine(result); !fine.empty()) {
     text += fmt::format("  fine   {}\n", fine);
   }
-  for (const std::string& note : result.judgement.notes) {
-    text += fmt::format("  note   {}\n", note);
-  }
+  text += TrustOf(result);
   text += fmt::format("\n  repro  {}\n\n", result.repro);
   return text;
 }

@@ -1,0 +1,130 @@
+#include "harness/compare/claims.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "harness/base/tensors.h"
+
+namespace moe {
+namespace {
+
+std::string ClaimText(const Placement& placement) {
+  switch (placement.kind) {
+    case Placement::Kind::kReplicate:
+      return "R";
+    case Placement::Kind::kPartial:
+      return "P (summed here)";
+    default:
+      return ToText(placement);
+  }
+}
+
+// "S(0) on ep, R on etp", axes of size 1 left out.
+std::string ClaimsOf(const Manifest& manifest, const std::string& name) {
+  const DumpedTensor& tensor = manifest.tensors.at(name);
+  const Mesh& mesh = manifest.meshes.Of(tensor.mesh);
+  std::vector<std::string> parts;
+  if (RowsFollowTokens(manifest, name)) {
+    parts.emplace_back("rows as in tokens");
+  }
+  for (const Axis axis : mesh.axes) {
+    const Placement placement = PlacementOn(tensor.placements, axis);
+    const bool is_row = RowsFollowTokens(manifest, name) && placement.IsShard() && !placement.dim;
+    if (mesh.SizeOf(axis) > 1 && !is_row) {
+      parts.push_back(fmt::format("{} on {}", ClaimText(placement), ToText(axis)));
+    }
+  }
+  if (tensor.scale != 1.0) {  // exactly: the default
+    parts.push_back(fmt::format("times {:g}", tensor.scale));
+  }
+  return parts.empty() ? "whole" : fmt::format("{}", fmt::join(parts, ", "));
+}
+
+std::string AxesText(const std::vector<Axis>& axes) {
+  std::vector<std::string_view> names;
+  for (const Axis axis : axes) {
+    names.push_back(ToText(axis));
+  }
+  return fmt::format("{}", fmt::join(names, " and "));
+}
+
+// Whether the tensor's own mesh has all of `axes`, and claims `kind` on each.
+bool AllClaimed(const Manifest& manifest, const Finding& finding, Placement::Kind kind) {
+  const DumpedTensor& tensor = manifest.tensors.at(finding.tensor);
+  const auto& axes = finding.explanation.axes;
+  return !axes.empty() && std::all_of(axes.begin(), axes.end(), [&](Axis axis) {
+    return manifest.meshes.Of(tensor.mesh).Has(axis) &&
+           PlacementOn(tensor.placements, axis).kind == kind;
+  });
+}
+
+}  // namespace
+
+std::vector<std::string> DescribeClaims(const Manifest& manifest) {
+  std::vector<std::pair<std::string, std::vector<std::string>>> groups;  // claims, tensors
+  for (const TensorInfo& result : ResultsOf(manifest.model)) {
+    if (!manifest.tensors.contains(result.name)) {
+      continue;
+    }
+    const std::string claims = ClaimsOf(manifest, result.name);
+    auto group = std::find_if(groups.begin(), groups.end(),
+                              [&](const auto& entry) { return entry.first == claims; });
+    if (group == groups.end()) {
+      group = groups.insert(groups.end(), {claims, {}});
+    }
+    group->second.push_back(result.name);
+  }
+  std::vector<std::string> lines;
+  for (const auto& [claims, tensors] : groups) {
+    lines.push_back(fmt::format("{}: {}", fmt::join(tensors, ", "), claims));
+  }
+  return lines;
+}
+
+std::string DoubtClaims(const Manifest& manifest, const Finding& finding) {
+  if (!manifest.tensors.contains(finding.tensor) || !finding.explanation.path.empty()) {
+    return "";
+  }
+  const std::string axes = AxesText(finding.explanation.axes);
+  if (finding.explanation.cause == Cause::kMissingSum &&
+      AllClaimed(manifest, finding, Placement::Kind::kReplicate)) {
+    return fmt::format(
+        "or the claim is wrong: if something after the step sums it over {}, it is P "
+        "there, not R",
+        axes);
+  }
+  if (finding.explanation.cause == Cause::kDoubleSum &&
+      AllClaimed(manifest, finding, Placement::Kind::kPartial)) {
+    return fmt::format("or the claim is wrong: summed over {} already, it is R there, not P", axes);
+  }
+  if (finding.explanation.cause == Cause::kMeanForSum) {
+    return fmt::format("or the claim is wrong: averaged over {} on purpose, it lacks a scale",
+                       axes);
+  }
+  return "";
+}
+
+std::string DescribeFloor(const Manifest& manifest, const std::vector<Finding>& findings) {
+  std::vector<std::string> casts;
+  for (const auto& [tensor, dtype] : manifest.casts) {
+    if (UnitRoundoff(dtype) > UnitRoundoff(manifest.dtype)) {
+      casts.push_back(fmt::format("{} in {}", tensor, ToText(dtype)));
+    }
+  }
+  if (casts.empty()) {
+    return "";
+  }
+  std::vector<std::string> allowed;
+  for (const Finding& finding : findings) {
+    if (finding.tolerance > 0.0) {
+      allowed.push_back(fmt::format("{} {:.1e}", finding.tensor, finding.tolerance));
+    }
+  }
+  return fmt::format("declared {}, so that these may be off by: {}", fmt::join(casts, ", "),
+                     fmt::join(allowed, ", "));
+}
+
+}  // namespace moe

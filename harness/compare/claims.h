@@ -1,0 +1,27 @@
+// What a foreign dump says of itself and the judge takes on trust: how tensors lie, what is still
+// owed, and where the step computed in a coarser dtype. Put in words, so that a reader can tell a
+// wrong claim from a wrong gradient.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "harness/compare/finding.h"
+#include "harness/dump/manifest.h"
+
+namespace moe {
+
+// One line per group of tensors that are claimed to lie alike, in the order of the model:
+// "d_w1_EFD, d_w3_EFD: S(0) on ep, S(1) on etp, P on edp (summed here)". Axes of size 1 are left
+// out.
+std::vector<std::string> DescribeClaims(const Manifest& manifest);
+
+// A clause on the claim that would be wrong if the gradient were right, for a cause that a wrong
+// claim gives just as well; empty for other causes.
+std::string DoubtClaims(const Manifest& manifest, const Finding& finding);
+
+// What the declared casts do to the tolerances, as one sentence; empty where none is coarser than
+// the dtype. `findings` are of the judged tensors.
+std::string DescribeFloor(const Manifest& manifest, const std::vector<Finding>& findings);
+
+}  // namespace moe
