@@ -45,10 +45,8 @@ std::vector<Layout> LayoutsOf(const CaseSpec& spec, const std::string& pattern,
 }  // namespace
 
 void CheckFits(const CaseSpec& spec, const Layout& layout, const std::string& where) {
-  for (const std::string& misfit : {FindMisfit(spec.model, layout), FindUnsupported(layout)}) {
-    if (!misfit.empty()) {
-      throw Error(where, misfit);
-    }
+  if (const std::string misfit = FindMisfit(spec.model, layout); !misfit.empty()) {
+    throw Error(where, misfit);
   }
 }
 

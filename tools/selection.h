@@ -28,7 +28,7 @@ std::vector<CaseSpec> SelectSpecs(const std::string& cases_folder,
 // A dtype that the step runs in; nothing for an empty text. Throws Error("--dtype", ...).
 std::optional<Dtype> StepDtype(const std::string& text);
 
-// `layout` checked against the case: sizes that divide, and a layout that the built-in step runs.
+// `layout` checked against the case: sizes that divide.
 void CheckFits(const CaseSpec& spec, const Layout& layout, const std::string& where);
 
 }  // namespace moe

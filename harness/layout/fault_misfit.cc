@@ -27,6 +27,9 @@ std::string FindReductionMisfit(const Fault& fault, const StepContract& contract
   std::vector<Reduction> known = contract.Owed();
   const std::vector<Reduction> settled = contract.Settled();
   known.insert(known.end(), settled.begin(), settled.end());
+  if (fault.kind == Kind::kWrongGroup && contract.IsAlone(fault.reduction)) {
+    known.push_back(fault.reduction);
+  }
   if (std::find(known.begin(), known.end(), fault.reduction) == known.end()) {
     if (known.empty()) {
       return fmt::format("{} does not exist here: this layout has no reductions at all",
@@ -42,6 +45,12 @@ std::string FindReductionMisfit(const Fault& fault, const StepContract& contract
     }
     if (contract.meshes.dense.SizeOf(fault.axis) * contract.meshes.expert.SizeOf(fault.axis) == 1) {
       return fmt::format("wrong-group {}: the axis has size 1 here", ToText(fault.axis));
+    }
+    if (fault.reduction.axis == Axis::kEtp) {
+      return fmt::format(
+          "wrong-group {}: its ranks got other numbers of rows than those of etp, so "
+          "no sum of {} over them would run",
+          ToText(fault.axis), fault.reduction.tensor);
     }
   }
   return "";
@@ -143,7 +152,8 @@ std::string FindMisfit(const Fault& fault, const StepContract& contract) {
                  : "";
     case Kind::kLeakSlots:
       return contract.meshes.dense.SizeOf(Axis::kTp) > 1 &&
-                     contract.meshes.expert.SizeOf(Axis::kEtp) == 1
+                     contract.meshes.dense.SizeOf(Axis::kTp) !=
+                         contract.meshes.expert.SizeOf(Axis::kEtp)
                  ? ""
                  : "leak-slots: every rank computes all slots of its tokens here";
     case Kind::kShuffleRows:

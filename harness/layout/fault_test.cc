@@ -177,5 +177,25 @@ TEST(FindMisfit, KnowsWhichPlacesALayoutHas) {
             "d_y_TD@tp is gathered nowhere here; this layout has no sequence parallelism");
 }
 
+// Under folding the ranks of an etp group bring numbers of rows that no other group has.
+TEST(FindMisfit, SendsNoSumOfGatheredRowsToOtherRanks) {
+  EXPECT_EQ(MisfitOf("drop y_routed_ND@etp", "tp4.etp2"), "");
+  EXPECT_EQ(MisfitOf("wrong-group tp d_routed_ND@etp", "tp4.etp2"),
+            "wrong-group tp: its ranks got other numbers of rows than those of etp, so no sum of "
+            "d_routed_ND over them would run");
+}
+
+TEST(FindMisfit, SendsTheSumOfExpertsThatAreAloneToOtherRanks) {
+  EXPECT_EQ(MisfitOf("wrong-group dp_shard d_w1_EFD@edp", "dp2.tp1.etp2"), "");
+  EXPECT_NE(MisfitOf("drop d_w1_EFD@edp", "dp2.tp1.etp2"), "");
+}
+
+TEST(FindMisfit, LeaksSlotsWhereTpRanksHaveTokensOfTheirOwn) {
+  EXPECT_EQ(MisfitOf("leak-slots", "tp4.etp2"), "");
+  EXPECT_EQ(MisfitOf("leak-slots", "tp2.etp1"), "");
+  EXPECT_NE(MisfitOf("leak-slots", "tp2"), "");
+  EXPECT_NE(MisfitOf("leak-slots", "dp2.tp1.etp2"), "");
+}
+
 }  // namespace
 }  // namespace moe

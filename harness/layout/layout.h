@@ -31,6 +31,12 @@ struct Layout {
 
   std::int64_t WorldSize() const { return dp_replicate * dp_shard * cp * tp; }
   std::int64_t Edp() const { return WorldSize() / (ep * etp); }
+  // Whether each tp rank brings a part of its group's tokens to the experts. With etp = tp all of
+  // them bring the same tokens, each to its slice of the hidden units.
+  bool SplitsTokensOverTp() const { return tp > 1 && etp != tp; }
+  // Whether the experts' hidden units are spread over ranks that have tokens of their own, which
+  // they gather first (Megatron's parallel folding).
+  bool IsFolded() const { return etp > 1 && etp != tp; }
   bool operator==(const Layout&) const = default;
 };
 

@@ -17,6 +17,10 @@ class ContractBuilder {
   void Add(ContractTensor tensor) {
     const Mesh& mesh = contract_.meshes.Of(tensor.mesh);
     const auto is_trivial = [&](Axis axis) { return mesh.SizeOf(axis) == 1; };
+    const bool is_spread = tensor.mesh == MeshKind::kExpert && tensor.result;
+    if (is_spread && mesh.WorldSize() > 1 && is_trivial(Axis::kEdp)) {
+      tensor.alone = {Axis::kEdp};
+    }
     std::erase_if(tensor.owed, is_trivial);
     std::erase_if(tensor.settled, is_trivial);
     std::erase_if(tensor.placements, [&](const auto& entry) { return is_trivial(entry.first); });
@@ -52,10 +56,18 @@ void AddActivations(const Model& model, const Layout& layout, const Program& pro
   ContractTensor d_x{.name = "d_x_TD", .shape = ShapeOf("d_x_TD", model), .placements = rows};
   (inside ? d_x.settled : d_x.owed) = {Axis::kTp};
   builder.Add(d_x);
+  if (layout.IsFolded()) {
+    // Each etp rank's hidden units give a share of the outputs of the rows that they all gathered,
+    // and of the gradient of these rows.
+    for (const char* rows_of_etp : {"y_routed_ND", "d_routed_ND"}) {
+      builder.Add(
+          {.name = rows_of_etp, .mesh = MeshKind::kExpert, .result = false, .owed = {Axis::kEtp}});
+    }
+  }
   if (!inside) {
     return;
   }
-  const bool hidden_sharded = layout.etp > 1;
+  const bool hidden_sharded = layout.etp > 1 && !layout.IsFolded();
   if (hidden_sharded) {
     builder.Add({.name = "d_routed_ND", .result = false, .owed = {Axis::kTp}});
   }
@@ -63,7 +75,7 @@ void AddActivations(const Model& model, const Layout& layout, const Program& pro
   (hidden_sharded ? d_routed.settled : d_routed.owed) = {Axis::kTp};
   builder.Add(d_routed);
   // The score's gradient <d_routed, x> is whole once d_routed_ND is summed; <d_y, expert output> is
-  // a share while the expert output is partial; and with etp 1 each rank has its own tokens' only.
+  // a share while the expert output is partial; and with split tokens each rank has its own only.
   ContractTensor d_logits{.name = "d_logits_TE", .result = false};
   const bool whole = hidden_sharded && model.score_placement == ScorePlacement::kBeforeExperts;
   (whole ? d_logits.settled : d_logits.owed) = {Axis::kTp};
@@ -143,6 +155,12 @@ bool StepContract::Owes(const Reduction& reduction) const {
          std::find(tensor->owed.begin(), tensor->owed.end(), reduction.axis) != tensor->owed.end();
 }
 
+bool StepContract::IsAlone(const Reduction& reduction) const {
+  const ContractTensor* tensor = Find(reduction.tensor);
+  return tensor != nullptr && std::find(tensor->alone.begin(), tensor->alone.end(),
+                                        reduction.axis) != tensor->alone.end();
+}
+
 StepContract MakeContract(const Model& model, const Layout& layout, const Program& program) {
   ContractBuilder builder(layout);
   AddActivations(model, layout, program, builder);
@@ -150,16 +168,6 @@ StepContract MakeContract(const Model& model, const Layout& layout, const Progra
   StepContract contract = builder.Build();
   contract.dp_reduction = program.dp_reduction;
   return contract;
-}
-
-std::string FindUnsupported(const Layout& layout) {
-  if (layout.etp != 1 && layout.etp != layout.tp) {
-    return fmt::format(
-        "etp {} with tp {}: the built-in step runs etp 1 and etp equal to tp; dumps of "
-        "such a layout can be judged with `moegate check`",
-        layout.etp, layout.tp);
-  }
-  return "";
 }
 
 }  // namespace moe

@@ -59,6 +59,9 @@ struct ContractTensor {
   std::vector<Axis> owed;     // sums that must happen, in the order in which they do
   std::vector<Axis> settled;  // axes of size > 1 on which the value is whole already: no sum is
                               // owed, and one that happens all the same doubles it
+  std::vector<Axis> alone;    // of an expert weight: edp where it has size 1. Nothing is owed, but
+                              // the other ranks hold other slices, and a sum that goes over some
+                              // of them (Megatron-core 0.18.2) mixes these
 };
 
 struct StepContract {
@@ -70,14 +73,11 @@ struct StepContract {
   std::vector<Reduction> Owed() const;                        // all of them
   std::vector<Reduction> Settled() const;
   bool Owes(const Reduction& reduction) const;
+  bool IsAlone(const Reduction& reduction) const;
 };
 
 // The contract of the built-in step. Axes of size 1 owe nothing and do not appear in owed or
 // settled. Placements list every axis of the tensor's mesh that is larger than 1.
 StepContract MakeContract(const Model& model, const Layout& layout, const Program& program);
-
-// Why the built-in step cannot run this layout though it is a valid one ("etp 2 with tp 4 ...");
-// empty when it can.
-std::string FindUnsupported(const Layout& layout);
 
 }  // namespace moe

@@ -139,13 +139,42 @@ TEST(StepContract, CallsNoIntermediateAResult) {
   }
 }
 
-TEST(FindUnsupported, RunsEtpOneAndEtpEqualToTp) {
-  EXPECT_EQ(FindUnsupported(ParseLayout("tp4.ep2.etp1", "here")), "");
-  EXPECT_EQ(FindUnsupported(ParseLayout("dp2.tp4.ep2.etp4", "here")), "");
-  EXPECT_EQ(
-      FindUnsupported(ParseLayout("tp4.ep2.etp2", "here")),
-      "etp 2 with tp 4: the built-in step runs etp 1 and etp equal to tp; dumps of such a layout "
-      "can be judged with `moegate check`");
+// Megatron's folding: with etp other than 1 and tp each rank routes tokens of its own, and what the
+// slices of the hidden units give of the rows that an etp group gathers is summed over etp.
+TEST(StepContract, SumsOverEtpWhereItsRanksHaveTokensOfTheirOwn) {
+  for (const char* layout : {"tp4.etp2", "dp4.tp2.ep2.etp4", "dp2.tp3.etp2"}) {
+    const StepContract contract = ContractOf(layout, kAtBoundary);
+    EXPECT_TRUE(contract.Owes({"y_routed_ND", Axis::kEtp})) << layout;
+    EXPECT_TRUE(contract.Owes({"d_routed_ND", Axis::kEtp})) << layout;
+    EXPECT_TRUE(contract.Owes({"d_gate_ED", Axis::kTp})) << layout;
+    EXPECT_TRUE(contract.Owes({"d_x_TD", Axis::kTp})) << layout;
+  }
+  EXPECT_EQ(Owed(ContractOf("dp2.tp1.etp2", kAtBoundary)),
+            (Texts{"d_gate_ED@dp_shard", "d_routed_ND@etp", "y_routed_ND@etp"}));
+  EXPECT_EQ(Owed(ContractOf("tp4.etp2", kAtBoundary)),
+            (Texts{"d_gate_ED@tp", "d_routed_ND@etp", "d_w1_EFD@edp", "d_w2_EDF@edp",
+                   "d_w3_EFD@edp", "d_x_TD@tp", "y_TD@tp", "y_routed_ND@etp"}));
+}
+
+TEST(StepContract, SumsInsideUnderFoldingAsWithWholeExperts) {
+  const StepContract contract = ContractOf("dp2.tp2.etp4", kInside);
+  EXPECT_EQ(Owed(contract), (Texts{"d_gate_ED@dp_shard", "d_logits_TE@tp", "d_routed_ND@etp",
+                                   "d_routed_TD@tp", "y_TD@tp", "y_routed_ND@etp"}));
+}
+
+TEST(StepContract, SumsOverEtpWithinTheStepNowhereElse) {
+  for (const char* layout : {"tp2", "tp2.etp1", "dp2.tp2.ep2.etp2", "dp4.ep2"}) {
+    EXPECT_EQ(ContractOf(layout, kAtBoundary).Find("y_routed_ND"), nullptr) << layout;
+    EXPECT_EQ(ContractOf(layout, kAtBoundary).Find("d_routed_ND"), nullptr) << layout;
+  }
+}
+
+// A group of one rank sums nothing, but a program can send its sum to other ranks.
+TEST(StepContract, KnowsExpertsThatAreAloneOnEdp) {
+  EXPECT_TRUE(ContractOf("dp2.tp1.etp2", kAtBoundary).IsAlone({"d_w1_EFD", Axis::kEdp}));
+  EXPECT_FALSE(ContractOf("dp2.tp1.etp2", kAtBoundary).IsAlone({"d_gate_ED", Axis::kDpShard}));
+  EXPECT_FALSE(ContractOf("dp4.tp1.etp2", kAtBoundary).IsAlone({"d_w1_EFD", Axis::kEdp}));
+  EXPECT_FALSE(ContractOf("dp1", kAtBoundary).IsAlone({"d_w1_EFD", Axis::kEdp}));
 }
 
 }  // namespace

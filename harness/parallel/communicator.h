@@ -28,8 +28,8 @@ class Communicator {
                                   double divisor = 1.0) = 0;
   // The same sum, of which this rank keeps its own chunk of rows.
   virtual at::Tensor ReduceScatterSum(const Reduction& reduction, const at::Tensor& input) = 0;
-  // The value is whole on every rank of the axis already: nothing to do. Said at the places where
-  // another program would have to sum.
+  // The value is whole on every rank of the axis already, or the rank is alone on it: nothing to
+  // do. Said at the places where another program would have to sum.
   virtual at::Tensor Settled(const Reduction& reduction, const at::Tensor& input) = 0;
 
   // The rows of `tensor` ("x_TD") on all ranks of the axis, in rank order.

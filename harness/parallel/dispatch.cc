@@ -1,6 +1,6 @@
 #include "harness/parallel/dispatch.h"
 
-#include <numeric>
+#include <algorithm>
 
 #include "harness/parallel/collective_function.h"
 
@@ -90,6 +90,64 @@ at::Tensor Combine(Communicator& comm, const at::Tensor& outputs_nD, const Dispa
       [&comm, out = sent.sent, in = sent.received](const at::Tensor& d_rows) {
         return comm.AllToAll(Axis::kEp, d_rows, out, in);
       });
+}
+
+Gathered GatherOverEtp(Communicator& comm, const at::Tensor& rows_nD,
+                       const std::vector<std::int64_t>& rows_per_expert) {
+  const auto etp = static_cast<std::size_t>(comm.Size(Axis::kEtp));
+  const std::size_t experts = rows_per_expert.size();
+  const std::vector<std::int64_t> counts = ToVector(
+      comm.AllGather("rows_per_expert", Axis::kEtp, at::tensor(rows_per_expert, at::kLong)));
+  const std::vector<std::int64_t> rows_of_rank =
+      SumsOfParts(counts, static_cast<std::int64_t>(etp));
+  Gathered gathered;
+  gathered.own_rows = rows_nD.size(0);
+  gathered.chunk =
+      std::max<std::int64_t>(1, *std::max_element(rows_of_rank.begin(), rows_of_rank.end()));
+
+  // Rows arrive rank first, each rank's ordered by expert; the experts want expert first.
+  std::vector<std::int64_t> next(etp);
+  for (std::size_t rank = 0; rank < etp; ++rank) {
+    next[rank] = static_cast<std::int64_t>(rank) * gathered.chunk;
+  }
+  std::vector<std::int64_t> place;
+  for (std::size_t expert = 0; expert < experts; ++expert) {
+    std::int64_t rows = 0;
+    for (std::size_t rank = 0; rank < etp; ++rank) {
+      const std::int64_t of_rank = counts[rank * experts + expert];
+      for (std::int64_t row = 0; row < of_rank; ++row) {
+        place.push_back(next[rank]++);
+      }
+      rows += of_rank;
+    }
+    gathered.rows_per_expert.push_back(rows);
+  }
+  gathered.place = at::tensor(place, at::kLong);
+
+  const at::Tensor chunk_nD =
+      at::constant_pad_nd(rows_nD, {0, 0, 0, gathered.chunk - gathered.own_rows});
+  const at::Tensor chunks_nD = WithBackward(
+      chunk_nD, [&](const at::Tensor& own) { return comm.AllGather("routed_ND", Axis::kEtp, own); },
+      [&comm](const at::Tensor& d_chunks) {
+        return comm.ReduceScatterSum({"d_routed_ND", Axis::kEtp}, d_chunks);
+      });
+  gathered.rows_nD = chunks_nD.index_select(0, gathered.place);
+  return gathered;
+}
+
+at::Tensor SumOverEtp(Communicator& comm, const at::Tensor& outputs_nD, const Gathered& gathered) {
+  const std::int64_t rows = comm.Size(Axis::kEtp) * gathered.chunk;
+  const at::Tensor chunks_nD = at::zeros({rows, outputs_nD.size(1)}, outputs_nD.options())
+                                   .index_copy(0, gathered.place, outputs_nD);
+  const at::Tensor chunk_nD = WithBackward(
+      chunks_nD,
+      [&](const at::Tensor& part) {
+        return comm.ReduceScatterSum({"y_routed_ND", Axis::kEtp}, part);
+      },
+      [&comm](const at::Tensor& d_own) {
+        return comm.AllGather("d_y_routed_ND", Axis::kEtp, d_own);
+      });
+  return chunk_nD.narrow(0, 0, gathered.own_rows);
 }
 
 at::Tensor ScaleRows(const at::Tensor& rows_nD, const at::Tensor& scale_n) {

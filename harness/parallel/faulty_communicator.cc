@@ -92,9 +92,14 @@ at::Tensor FaultyCommunicator::ReduceScatterSum(const Reduction& reduction,
 }
 
 at::Tensor FaultyCommunicator::Settled(const Reduction& reduction, const at::Tensor& input) {
-  // One sum more than owed, where none is owed, is a sum.
-  const bool planted = IsAt(reduction) && fault_.kind == Kind::kRepeat;
-  return planted ? right_.AllReduceSum(reduction, input) : right_.Settled(reduction, input);
+  // One sum more than owed, where none is owed, is a sum; so is one over other ranks.
+  if (IsAt(reduction) && fault_.kind == Kind::kRepeat) {
+    return right_.AllReduceSum(reduction, input);
+  }
+  if (IsAt(reduction) && fault_.kind == Kind::kWrongGroup) {
+    return right_.AllReduceSum({reduction.tensor, fault_.axis}, input);
+  }
+  return right_.Settled(reduction, input);
 }
 
 at::Tensor FaultyCommunicator::FaultySum(const Reduction& reduction, const at::Tensor& input,

@@ -35,8 +35,8 @@ class RankStep {
  private:
   const at::Tensor& Leaf(const std::string& name) const { return leaves_.at(name); }
   bool HasTp() const { return layout_.tp > 1; }
-  bool HiddenIsSharded() const { return layout_.etp > 1; }
-  bool SplitsTokensOverTp() const { return HasTp() && !HiddenIsSharded(); }
+  bool SplitsTokensOverTp() const { return layout_.SplitsTokensOverTp(); }
+  bool HiddenIsOverTp() const { return HasTp() && !SplitsTokensOverTp(); }
 
   at::Tensor Enter(const at::Tensor& x);
   at::Tensor Leave(const at::Tensor& y_TD);
@@ -44,6 +44,7 @@ class RankStep {
   at::Tensor RoutedExperts(const at::Tensor& x_TD);
   at::Tensor SharedExperts(const at::Tensor& x_TD);
   at::Tensor Experts(const at::Tensor& rows_nD, const std::vector<std::int64_t>& rows_per_expert);
+  at::Tensor FoldedExperts(const Dispatched& sent);
   at::Tensor SequenceMajor(const at::Tensor& rank_major) const;
   at::Tensor RankMajor(const at::Tensor& sequence_major) const;
   at::Tensor FinishParameter(const ContractTensor& tensor, at::Tensor gradient);
@@ -151,16 +152,25 @@ at::Tensor RankStep::EnterBranch(const at::Tensor& x_TD, const std::string& grad
 
 at::Tensor RankStep::Experts(const at::Tensor& rows_nD,
                              const std::vector<std::int64_t>& rows_per_expert) {
+  const at::Tensor arrived_nD = comm_.Arrived(rows_nD);
+  const std::vector<std::int64_t> split = comm_.Split(rows_per_expert);
   std::vector<at::Tensor> outputs;
   std::int64_t first = 0;
-  for (std::size_t e = 0; e < rows_per_expert.size(); ++e) {
+  for (std::size_t e = 0; e < split.size(); ++e) {
     const auto expert = static_cast<std::int64_t>(e);
-    const at::Tensor rows = rows_nD.narrow(0, first, rows_per_expert[e]);
+    const at::Tensor rows = arrived_nD.narrow(0, first, split[e]);
     outputs.push_back(SwiGlu(rows, Leaf("w1_EFD").select(0, expert),
                              Leaf("w3_EFD").select(0, expert), Leaf("w2_EDF").select(0, expert)));
-    first += rows_per_expert[e];
+    first += split[e];
   }
   return at::cat(outputs, 0);
+}
+
+// The ranks of an etp group have tokens of their own and slices of the same experts: each computes
+// its slice for the rows of all.
+at::Tensor RankStep::FoldedExperts(const Dispatched& sent) {
+  const Gathered all = GatherOverEtp(comm_, sent.rows_nD, sent.rows_per_expert);
+  return SumOverEtp(comm_, Experts(all.rows_nD, all.rows_per_expert), all);
 }
 
 // Route all tokens; send this rank's slots to the experts' owners and bring the outputs back.
@@ -198,13 +208,14 @@ at::Tensor RankStep::RoutedExperts(const at::Tensor& x_TD) {
   if (model_.score_placement == ScorePlacement::kBeforeExperts) {
     rows_nD = ScaleRows(rows_nD, choice.topk_score_TK.reshape(-1).index_select(0, order.slot));
   }
-  if (HiddenIsSharded()) {
+  if (HiddenIsOverTp()) {
     // Each rank's hidden units give a share of the gradient of the routed rows.
     rows_nD = EnterBranch(rows_nD, "d_routed_ND");
   }
-  Dispatched sent = Dispatch(comm_, rows_nD, order.slots_per_expert);
-  at::Tensor outputs_nD =
-      Combine(comm_, Experts(comm_.Arrived(sent.rows_nD), comm_.Split(sent.rows_per_expert)), sent);
+  const Dispatched sent = Dispatch(comm_, rows_nD, order.slots_per_expert);
+  const at::Tensor outputs_nD = Combine(
+      comm_, layout_.IsFolded() ? FoldedExperts(sent) : Experts(sent.rows_nD, sent.rows_per_expert),
+      sent);
 
   const at::Tensor in_slot_order_nD = outputs_nD.index_select(0, order.inverse);
   at::Tensor y_mine_TD = SumSlots(in_slot_order_nD.view({mine, model_.top_k, model_.d_model}),
@@ -240,8 +251,10 @@ at::Tensor RankStep::Forward() {
 // The sums that a parameter's gradient is owed when the backward pass is over.
 at::Tensor RankStep::FinishParameter(const ContractTensor& tensor, at::Tensor gradient) {
   gradient = comm_.Share(tensor.name, gradient);
-  for (const Axis axis : tensor.settled) {
-    gradient = comm_.Settled({tensor.name, axis}, gradient);
+  for (const auto* axes : {&tensor.settled, &tensor.alone}) {
+    for (const Axis axis : *axes) {
+      gradient = comm_.Settled({tensor.name, axis}, gradient);
+    }
   }
   double divisor = AveragesOverDp() ? DataParallelRanks() : 1.0;
   for (const Axis axis : tensor.owed) {

@@ -1,7 +1,7 @@
 // The MoE step as one rank of a layout computes it, in LibTorch: enter, route, dispatch, experts,
 // combine, leave; autograd runs it backward, and every collective of the backward pass is written
 // where its forward half stands. The modes are torchtitan's (TP only, EP only, EP with etp = tp, EP
-// with etp = 1).
+// with etp = 1) and Megatron's folding (any other etp).
 #pragma once
 
 #include <ATen/ATen.h>

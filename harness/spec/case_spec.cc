@@ -87,9 +87,6 @@ Layout LayoutFor(const JsonNode& node, const Model& model) {
   if (const std::string misfit = FindMisfit(model, layout); !misfit.empty()) {
     node.Fail(misfit);
   }
-  if (const std::string unsupported = FindUnsupported(layout); !unsupported.empty()) {
-    node.Fail(unsupported);
-  }
   return layout;
 }
 

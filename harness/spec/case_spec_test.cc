@@ -175,10 +175,9 @@ TEST_F(CaseSpecTest, RefusesLayoutsThatDoNotFit) {
         "#/layouts/1: \"xp2\" in layout \"xp2\" is not a part of a layout; parts are dpr, dp, cp, "
         "tp, "
         "ep, etp and lb with a size, and sp0 or sp1, as in dp2.tp2.ep4.etp1"},
-       {"/layouts/1", "\"tp4.ep2.etp2\"",
-        "#/layouts/1: etp 2 with tp 4: the built-in step runs etp 1 and etp equal to tp; dumps of "
-        "such "
-        "a layout can be judged with `moegate check`"},
+       {"/layouts/1", "\"tp2.ep2.etp2\"",
+        "#/layouts/1: layout \"tp2.ep2.etp2\" does not fill its world: ep 2 times etp 2 does not "
+        "divide the 2 ranks of dp * cp * tp"},
        {"/layouts/1", "\"ep2.etp1.tp2\"", "#/layouts/1: tp2.ep2.etp1 stands twice"},
        {"/layouts", "[]", "#/layouts: is empty; name at least one, such as tp2.ep2.etp1"}});
 }
