@@ -37,11 +37,13 @@ std::ptrdiff_t CallLog::Times(const Reduction& reduction, bool divided_only) con
 std::vector<Reduction> CallLog::SumsBehind(const std::string& tensor) const {
   std::vector<Reduction> sums;
   for (const ContractTensor& other : contract_->tensors) {
-    const bool is_behind = !other.result && (tensor == "d_x_TD" || tensor.starts_with("d_gate"));
+    const bool is_forward = other.name.starts_with("y_");
+    const bool is_behind = !other.result && (tensor == "d_x_TD" || tensor.starts_with("d_gate") ||
+                                             (tensor == "y_TD" && is_forward));
     if (other.name != tensor && !is_behind) {
       continue;
     }
-    for (const auto* axes : {&other.owed, &other.settled}) {
+    for (const auto* axes : {&other.owed, &other.settled, &other.alone}) {
       for (const Axis axis : *axes) {
         sums.push_back({other.name, axis});
       }
@@ -60,7 +62,8 @@ bool CallLog::ShowsRepeat(const std::string& tensor, Axis axis) const {
 bool CallLog::ShowsMean(const std::string& tensor, Axis axis) const {
   const auto sums = SumsBehind(tensor);
   // A program that averages over the data-parallel ranks divides those sums on purpose.
-  const bool is_habit = contract_->dp_reduction == DpReduction::kMean && axis != Axis::kTp;
+  const bool is_batch = axis != Axis::kTp && axis != Axis::kEtp;
+  const bool is_habit = contract_->dp_reduction == DpReduction::kMean && is_batch;
   return !is_habit && std::any_of(sums.begin(), sums.end(), [&](const Reduction& sum) {
     return sum.axis == axis && Times(sum, /*divided_only=*/true) > 0;
   });
@@ -70,8 +73,8 @@ bool CallLog::ShowsStray(const std::string& tensor, Axis owed, Axis used) const 
   const auto sums = SumsBehind(tensor);
   return std::any_of(sums.begin(), sums.end(), [&](const Reduction& sum) {
     const Reduction stray{sum.tensor, used};
-    return sum.axis == owed && contract_->Owes(sum) && Times(sum) == 0 &&
-           Times(stray) > (contract_->Owes(stray) ? 1 : 0);
+    return sum.axis == owed && (contract_->Owes(sum) || contract_->IsAlone(sum)) &&
+           Times(sum) == 0 && Times(stray) > (contract_->Owes(stray) ? 1 : 0);
   });
 }
 

@@ -102,10 +102,13 @@ std::vector<Fit> TensorDiagnosis::Compete(std::vector<Fit> fits) const {
     }
   }
   // The axes of the other view explain what this one's cannot.
+  const bool sums_over_etp = !PathSubsetsOfEtp(suspect_).empty();
   const auto is_own = [&](const Fit& fit) {
     const auto& axes = fit.explanation.axes;
-    return std::all_of(axes.begin(), axes.end(),
-                       [&](Axis axis) { return suspect_.mesh().Has(axis); });
+    const bool is_of_etp = sums_over_etp && (!fit.spread || *fit.spread == Spread::kEtpSlices);
+    return std::all_of(axes.begin(), axes.end(), [&](Axis axis) {
+      return suspect_.mesh().Has(axis) || (is_of_etp && axis == Axis::kEtp);
+    });
   };
   Prefer(different, is_own);
   // A sum over fewer axes is the simpler story where both give the same values.
@@ -165,7 +168,7 @@ std::vector<Fit> TensorDiagnosis::Narrow(std::vector<Fit> fits) const {
   }
   double factor = 1.0;
   for (const Axis axis : refuted->explanation.axes) {
-    factor *= static_cast<double>(suspect_.mesh().SizeOf(axis));
+    factor *= static_cast<double>(suspect_.manifest().meshes.With(axis).SizeOf(axis));
   }
   if (refuted->explanation.cause == Cause::kMeanForSum) {
     factor = 1.0 / factor;

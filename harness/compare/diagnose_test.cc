@@ -124,6 +124,71 @@ TEST(Diagnose, NamesTheGroupThatWasSummedOverInstead) {
       << fmt::format("{}", fmt::join(finding.evidence, "\n"));
 }
 
+// Experts whose hidden units are spread over etp; each rank has tokens of its own.
+Step FoldedStep(const std::string& layout) {
+  Model model = RoomyModel();
+  model.d_expert = 12;
+  Step step(layout, model);
+  for (const char* name : {"d_w1_EFD", "d_w3_EFD", "d_w2_EDF"}) {
+    step.manifest.tensors[name].placements = {
+        {Axis::kEp, Shard(0)}, {Axis::kEtp, Shard(name == std::string("d_w2_EDF") ? 2 : 1)}};
+  }
+  return step.Run();
+}
+
+// Megatron-core 0.18.2 sums experts over the data-parallel ranks of the dense mesh where ep is 1.
+// With etp over tp these hold other slices of the hidden units.
+TEST(Diagnose, NamesTheSumThatMixesSlicesOfTheHiddenUnits) {
+  Step step = FoldedStep("dp2.tp2.etp4");
+  Manifest manifest = step.manifest;
+  const Values whole = step.whole["d_w1_EFD"];
+  step.Tamper("d_w1_EFD", [=](std::int64_t rank, Values& local) {
+    local.assign(local.size(), 0.0);
+    for (const std::int64_t other : manifest.meshes.dense.GroupOf(rank, {Axis::kDpShard})) {
+      local = Sum(local,
+                  ChangeableProblem::Cut(whole, {6, 12, 8}, SliceOf(manifest, "d_w1_EFD", other)));
+    }
+  });
+  EXPECT_EQ(Told(step.FindingOf("d_w1_EFD")),
+            "fail: wrong_group [edp] wrong group: sum over dp_shard instead of edp");
+}
+
+TEST(Diagnose, NamesTheSumOverSlicesThatIsMissing) {
+  Step step = FoldedStep("dp3.tp1.etp3");
+  Hold(step, "y_TD",
+       {ShareOfUnits(step, 0, 4)["y_TD"], ShareOfUnits(step, 4, 4)["y_TD"],
+        ShareOfUnits(step, 8, 4)["y_TD"]});
+  EXPECT_EQ(Told(step.FindingOf("y_TD")), "fail: missing_sum [etp] missing sum over etp");
+}
+
+// The experts' outputs are shares in the scores' gradient too: of each rank's tokens its slice.
+TEST(Diagnose, NamesTheSumOverSlicesThatTheRouterLacks) {
+  Step step = FoldedStep("dp3.tp1.etp3");
+  Values gate(step.whole["d_gate_ED"].size(), 0.0);
+  for (std::int64_t rank = 0; rank < 3; ++rank) {
+    const auto slice = SliceOf(step.manifest, "y_TD", rank);
+    Step of_rank = step;
+    const auto columns = static_cast<std::size_t>(step.manifest.model.d_model);
+    Values& d_y = of_rank.problem["d_y_TD"];
+    for (std::size_t i = 0; i < d_y.size(); ++i) {
+      const auto token = static_cast<std::int64_t>(i / columns);
+      d_y[i] = token >= slice.index[0].front() && token <= slice.index[0].back() ? d_y[i] : 0.0;
+    }
+    gate = Sum(gate, ShareOfUnits(of_rank, 4 * rank, 4)["d_gate_ED"]);
+  }
+  Hold(step, "d_gate_ED", {gate, gate, gate});
+  EXPECT_EQ(Told(step.FindingOf("d_gate_ED")), "fail: missing_sum [etp] missing sum over etp");
+}
+
+// Rank 1's slice of the hidden units is in nobody's rows.
+TEST(Diagnose, NamesTheRankWhoseSliceIsMissing) {
+  Step step = FoldedStep("dp3.tp1.etp3");
+  const Values rest = Sum(step.whole["y_TD"], ShareOfUnits(step, 4, 4)["y_TD"], /*factor=*/-1.0);
+  Hold(step, "y_TD", {rest, rest, rest});
+  EXPECT_EQ(Told(step.FindingOf("y_TD")),
+            "fail: dropped_contribution [etp] the contribution of rank 1 is missing");
+}
+
 TEST(Diagnose, NamesTheExpertsOfAnotherRankInASum) {
   Step step("dp4.ep2", RoomyModel());  // ranks 0 and 1 have experts 0-2 and 3-5 of edp 0
   step.Run();

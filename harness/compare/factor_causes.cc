@@ -17,10 +17,16 @@ bool Contains(const std::vector<Axis>& axes, Axis axis) {
   return std::find(axes.begin(), axes.end(), axis) != axes.end();
 }
 
-// Axes over which somebody may sum a finished value once more: those of the tensor's own mesh that
-// the contract speaks of; of a foreign program those that do not cut the tensor, and tp for rows,
-// which may be reduce-scattered.
-std::vector<Axis> RepeatableAxes(const Suspect& suspect, const StepContract* contract) {
+// Axes over which somebody may sum a finished value once more, as far as the paths `affected` are
+// concerned: those of the tensor's own mesh that the contract speaks of; of a foreign program those
+// that do not cut the tensor, and tp for rows, which may be reduce-scattered; and etp where folding
+// sums over it inside the step.
+std::vector<Axis> RepeatableAxes(const Suspect& suspect, const StepContract* contract,
+                                 const std::vector<bool>& affected) {
+  const auto reaches = [&](const std::vector<std::vector<bool>>& subsets) {
+    return std::find(subsets.begin(), subsets.end(), affected) != subsets.end();
+  };
+  const bool reaches_mesh = reaches(PathSubsetsOf(suspect, contract));
   const ContractTensor* known = contract ? contract->Find(suspect.name()) : nullptr;
   const bool has_rows = suspect.name() == "y_TD" || suspect.name() == "d_x_TD";
   std::vector<Axis> axes;
@@ -29,9 +35,12 @@ std::vector<Axis> RepeatableAxes(const Suspect& suspect, const StepContract* con
     const bool may_be_summed = known != nullptr
                                    ? Contains(known->owed, axis) || Contains(known->settled, axis)
                                    : !is_cut || (has_rows && axis == Axis::kTp);
-    if (suspect.mesh().SizeOf(axis) > 1 && may_be_summed) {
+    if (suspect.mesh().SizeOf(axis) > 1 && may_be_summed && reaches_mesh) {
       axes.push_back(axis);
     }
+  }
+  if (reaches(PathSubsetsOfEtp(suspect))) {
+    axes.push_back(Axis::kEtp);
   }
   return axes;
 }
@@ -153,18 +162,15 @@ std::vector<Explanation> CausesOf(const Suspect& suspect, const StepContract* co
              .path = lost.empty() ? fmt::format("{}", fmt::join(paths, " and ")) : lost}};
   }
   std::vector<Explanation> causes;
-  const auto subsets = PathSubsetsOf(suspect, contract);
-  if (std::find(subsets.begin(), subsets.end(), affected) != subsets.end()) {
-    for (const auto& product : ProductsOf(RepeatableAxes(suspect, contract))) {
-      double size = 1.0;
-      for (const Axis axis : product) {
-        size *= static_cast<double>(suspect.mesh().SizeOf(axis));
-      }
-      if (factor == size || factor == 1.0 / size) {
-        causes.push_back({.cause = factor > 1.0 ? Cause::kDoubleSum : Cause::kMeanForSum,
-                          .axes = product,
-                          .path = path});
-      }
+  for (const auto& product : ProductsOf(RepeatableAxes(suspect, contract, affected))) {
+    double size = 1.0;
+    for (const Axis axis : product) {
+      size *= static_cast<double>(suspect.manifest().meshes.With(axis).SizeOf(axis));
+    }
+    if (factor == size || factor == 1.0 / size) {
+      causes.push_back({.cause = factor > 1.0 ? Cause::kDoubleSum : Cause::kMeanForSum,
+                        .axes = product,
+                        .path = path});
     }
   }
   if (factor == 2.0 && !path.empty()) {

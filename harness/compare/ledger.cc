@@ -108,7 +108,8 @@ Ledger::Ledger(const Manifest& manifest, const reference::Problem& problem,
       owners_(EvenCount(manifest.model.experts, manifest.layout.ep)),
       slices_(EvenCount(manifest.model.d_expert, manifest.layout.etp)),
       shared_slices_(EvenCount(manifest.model.d_shared, manifest.layout.tp)),
-      slices_hidden_(slices_ > 1 && manifest.layout.etp == manifest.layout.tp) {
+      slices_hidden_(slices_ > 1 && manifest.layout.etp == manifest.layout.tp),
+      is_folded_(slices_ > 1 && manifest.layout.IsFolded()) {
   const Mesh& dense = manifest.meshes.dense;
   const Mesh& expert = manifest.meshes.expert;
   for (std::int64_t rank = 0; rank < manifest.WorldSize(); ++rank) {
@@ -120,12 +121,18 @@ Ledger::Ledger(const Manifest& manifest, const reference::Problem& problem,
     flat_.push_back(
         ChunkOf(tp_.back(), dense.SizeOf(Axis::kTp), dense.Coordinate(rank, Axis::kTp)));
   }
+  for (std::int64_t rank = 0; rank < manifest.WorldSize(); ++rank) {
+    sent_.push_back(Union(flat_, expert.GroupOf(rank, {Axis::kEp, Axis::kEtp})));
+  }
   if (slices_hidden_) {
     spreads_ = {Spread::kHiddenUnits, Spread::kTokens};
   } else if (flat_ != own_) {
     spreads_ = {Spread::kFlatTokens, Spread::kTokens};
   } else {
     spreads_ = {Spread::kTokens};
+  }
+  if (is_folded_) {
+    spreads_.push_back(Spread::kEtpSlices);
   }
   if (manifest.layout.tp > 1 && own_ != tp_) {
     spreads_.push_back(Spread::kUngatheredTokens);
@@ -134,6 +141,9 @@ Ledger::Ledger(const Manifest& manifest, const reference::Problem& problem,
     spreads_.push_back(Spread::kOwners);
     spreads_.push_back(Spread::kUngatheredOwners);
   }
+  if (is_folded_) {
+    spreads_.push_back(Spread::kUngatheredSlices);
+  }
 }
 
 bool Ledger::IsAffordable() const {
@@ -141,7 +151,8 @@ bool Ledger::IsAffordable() const {
   constexpr std::int64_t kMostNumbers = std::int64_t{1} << 29;  // 4 GiB
   // y_TD routed and shared, d_x_TD along three paths: one [T, D] for every part.
   const Model& model = manifest_.model;
-  const std::int64_t parts = 3 * std::max(owners_, slices_) + 2 * shared_slices_;
+  const std::int64_t routed = is_folded_ ? owners_ * slices_ : std::max(owners_, slices_);
+  const std::int64_t parts = 3 * routed + 2 * shared_slices_;
   return manifest_.WorldSize() <= kMostRanks &&
          model.tokens * model.d_model <= kMostNumbers / parts;
 }
@@ -177,7 +188,10 @@ const std::vector<bool>& Ledger::RoutedTokens(Spread spread, std::int64_t rank) 
     case Spread::kHiddenUnits:
       return tp_[r];
     case Spread::kFlatTokens:
+    case Spread::kUngatheredSlices:
       return flat_[r];
+    case Spread::kEtpSlices:
+      return sent_[r];
     case Spread::kOwners:
       return ep_[r];
     default:
@@ -225,10 +239,12 @@ Ledger::Parts Ledger::PartsOf(Spread spread, const std::string& tensor, const st
   }
   parts.in_T =
       ungathered && !slices_hidden_ ? Both(own_[r], flat_[r]) : RoutedTokens(spread, source);
-  if (spread == Spread::kHiddenUnits || (ungathered && slices_hidden_)) {
+  const bool of_etp = spread == Spread::kEtpSlices || spread == Spread::kUngatheredSlices;
+  if (spread == Spread::kHiddenUnits || of_etp || (ungathered && slices_hidden_)) {
     parts.slice = Coordinate(source, Axis::kEtp);
   }
-  if (spread == Spread::kOwners || spread == Spread::kUngatheredOwners) {
+  if (spread == Spread::kOwners || spread == Spread::kUngatheredOwners ||
+      (spread == Spread::kEtpSlices && owners_ > 1)) {
     parts.owner = Coordinate(source, Axis::kEp);
   }
   return parts;
@@ -282,7 +298,7 @@ std::vector<double> Ledger::Read(const std::string& tensor, const std::string& p
     }
     return values;
   }
-  const Contributions& terms = Terms(parts.owner >= 0);
+  const Contributions& terms = TermsFor(parts);
   const reference::Path along = path == "gate"     ? reference::Path::kGate
                                 : path == "shared" ? reference::Path::kShared
                                                    : reference::Path::kRouted;
@@ -341,7 +357,7 @@ Matrix Ledger::MakeGradient(const std::string& tensor, std::int64_t expert, cons
                                         : sums.d_w2_DF,
                  parts.in_T);
   }
-  const Contributions& terms = Terms(parts.owner >= 0);
+  const Contributions& terms = TermsFor(parts);
   if (tensor.starts_with("d_shared_w")) {
     return SumOf(tensor == "d_shared_w1_FD"   ? terms.shared().d_w1_FD
                  : tensor == "d_shared_w3_FD" ? terms.shared().d_w3_FD
@@ -350,7 +366,8 @@ Matrix Ledger::MakeGradient(const std::string& tensor, std::int64_t expert, cons
   }
   const bool of_shared = tensor == "d_shared_gate_D";
   const std::int64_t owners = of_shared || parts.owner < 0 ? 1 : owners_;
-  const std::int64_t slices = of_shared ? shared_slices_ : parts.owner >= 0 ? 1 : slices_;
+  const bool is_whole = parts.owner >= 0 && parts.slice < 0;
+  const std::int64_t slices = of_shared ? shared_slices_ : is_whole ? 1 : slices_;
   const std::int64_t wanted = of_shared ? parts.shared_slice : parts.slice;
   Matrix sum;
   for (std::int64_t owner = 0; owner < owners; ++owner) {
@@ -368,14 +385,20 @@ Matrix Ledger::MakeGradient(const std::string& tensor, std::int64_t expert, cons
   return sum;
 }
 
-const Contributions& Ledger::Terms(bool by_owner) {
-  auto& terms = terms_[by_owner];
+// A tensor's terms need not be split by slice where its shares are those of owners.
+const Contributions& Ledger::TermsFor(const Parts& parts) {
+  return Terms(parts.owner >= 0, parts.owner < 0 || parts.slice >= 0);
+}
+
+const Contributions& Ledger::Terms(bool by_owner, bool by_slice) {
+  auto& terms = terms_[{by_owner, by_slice}];
   if (!terms) {
     const Model& model = manifest_.model;
     reference::Partition partition;
     if (by_owner) {
       partition.owner_E = EvenParts(model.experts, owners_);
-    } else {
+    }
+    if (by_slice) {
       partition.slice_F = EvenParts(model.d_expert, slices_);
     }
     partition.shared_slice_F = EvenParts(model.d_shared, shared_slices_);
@@ -388,7 +411,7 @@ const reference::ExpertSums& Ledger::ExpertTerms(std::int64_t expert) {
   if (const auto found = expert_terms_.find(expert); found != expert_terms_.end()) {
     return found->second;
   }
-  reference::ExpertSums sums = Terms(false).OfExpert(expert);
+  reference::ExpertSums sums = Terms(/*by_owner=*/false, /*by_slice=*/true).OfExpert(expert);
   for (const TokenSum* sum : {&sums.d_w1_FD, &sums.d_w3_FD, &sums.d_w2_DF}) {
     kept_ += sum->left_NR.size() + sum->right_NC.size();
   }

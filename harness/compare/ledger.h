@@ -23,10 +23,14 @@ enum class Spread {
   kFlatTokens,   // tp splits the flattened tokens of a data-parallel share (torchtitan, etp 1)
   kHiddenUnits,  // tp has all tokens of the share, each rank a slice of the hidden units
   kOwners,       // each rank has the tokens of its ep group, its own experts
+  kEtpSlices,    // folding: each rank has the tokens of its ep * etp group, a slice of the hidden
+                 // units of its own experts
   // Shares that do not add up to the whole, since no rank saw the others' part: tokens of one tp
-  // rank with the hidden units or the flat slice of the same; own tokens with own experts.
+  // rank with the hidden units or the flat slice of the same; own tokens with own experts; own
+  // tokens with the own slice of the hidden units.
   kUngatheredTokens,
   kUngatheredOwners,
+  kUngatheredSlices,
 };
 
 class Ledger {
@@ -80,7 +84,8 @@ class Ledger {
                                     const Parts& parts);
   reference::Matrix MakeGradient(const std::string& tensor, std::int64_t expert,
                                  const Parts& parts);
-  const reference::Contributions& Terms(bool by_owner);
+  const reference::Contributions& Terms(bool by_owner, bool by_slice);
+  const reference::Contributions& TermsFor(const Parts& parts);
   const reference::ExpertSums& ExpertTerms(std::int64_t expert);
   std::int64_t Coordinate(std::int64_t rank, Axis axis) const;
   // Tokens of rank `rank` where the routed experts are concerned.
@@ -94,11 +99,14 @@ class Ledger {
   std::int64_t slices_;
   std::int64_t shared_slices_;
   bool slices_hidden_;                   // etp = tp > 1: tp has all tokens, slices of hidden units
+  bool is_folded_;                       // etp has slices of hidden units, and other tokens each
   std::vector<std::vector<bool>> own_;   // tokens by rank: its rows,
   std::vector<std::vector<bool>> tp_;    // those of its tp group,
   std::vector<std::vector<bool>> flat_;  // its part of these in order,
-  std::vector<std::vector<bool>> ep_;    // those of its ep group
-  std::map<bool, std::unique_ptr<reference::Contributions>> terms_;  // split by owner, or by slice
+  std::vector<std::vector<bool>> ep_;    // those of its ep group,
+  std::vector<std::vector<bool>> sent_;  // those that its ep * etp group sends to the experts
+  // Split by owner, by slice, or both.
+  std::map<std::pair<bool, bool>, std::unique_ptr<reference::Contributions>> terms_;
   std::map<std::int64_t, reference::ExpertSums> expert_terms_;
   std::map<std::tuple<std::string, std::int64_t, Parts>, reference::Matrix> gradients_;
   std::int64_t kept_ = 0;  // numbers in the two maps above

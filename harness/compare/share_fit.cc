@@ -65,6 +65,8 @@ std::vector<std::string> PartsHeld(const Mesh& mesh, const std::vector<std::int6
 std::string SpreadText(Spread spread) {
   switch (spread) {
     case Spread::kHiddenUnits:
+    case Spread::kEtpSlices:
+    case Spread::kUngatheredSlices:
       return "a share is what a slice of the hidden units gives";
     case Spread::kOwners:
     case Spread::kUngatheredOwners:

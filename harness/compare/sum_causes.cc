@@ -23,6 +23,22 @@ std::int64_t RankAt(const Mesh& mesh, const std::vector<std::int64_t>& coordinat
   return rank;
 }
 
+// Some of `count` paths, neither none nor all: every such choice.
+std::vector<std::vector<bool>> ProperSubsetsOf(std::size_t count) {
+  std::vector<std::vector<bool>> subsets;
+  for (std::uint32_t chosen = 1; chosen + 1 < (1U << count); ++chosen) {
+    std::vector<bool>& subset = subsets.emplace_back();
+    for (std::size_t path = 0; path < count; ++path) {
+      subset.push_back((chosen >> path & 1U) != 0);
+    }
+  }
+  return subsets;
+}
+
+bool IsOfSlices(Spread spread) {
+  return spread == Spread::kEtpSlices || spread == Spread::kUngatheredSlices;
+}
+
 }  // namespace
 
 SumCauses::SumCauses(const Suspect& suspect, const StepContract* contract)
@@ -38,6 +54,10 @@ void SumCauses::FindPlans() {
   const std::string& name = suspect_.name();
   const bool has_owners = !IsExpertWeight(name) && !name.starts_with("d_shared_");
   for (const Spread spread : suspect_.ledger().spreads()) {
+    if (IsOfSlices(spread)) {
+      FindPlanOfSlices(spread);
+      continue;
+    }
     const bool is_of_owners = spread == Spread::kOwners || spread == Spread::kUngatheredOwners;
     if (is_of_owners && !has_owners) {
       continue;
@@ -71,6 +91,22 @@ void SumCauses::FindPlans() {
     if (set != sets.end()) {
       plans_.push_back({spread, InOrder(*set)});
     }
+  }
+}
+
+// The tokens of an etp group lie anywhere on the dense mesh, and other ranks have no share of a
+// row: a sum over that whole mesh reaches every slice of it once.
+void SumCauses::FindPlanOfSlices(Spread spread) {
+  if (PathSubsetsOfEtp(suspect_).empty() || plans_.empty()) {
+    return;
+  }
+  if (spread == Spread::kUngatheredSlices) {
+    plans_.push_back({spread, plans_.front().sums});
+    return;
+  }
+  const Plan plan{spread, suspect_.mesh().axes};
+  if (AddsUp(plan)) {
+    plans_.push_back(plan);
   }
 }
 
@@ -127,19 +163,36 @@ std::vector<std::vector<bool>> PathSubsetsOf(const Suspect& suspect, const StepC
   if (suspect.name() != "d_x_TD" || only_whole) {
     return subsets;
   }
-  for (std::uint32_t chosen = 1; chosen + 1 < (1U << paths); ++chosen) {
-    std::vector<bool> subset;
-    for (std::size_t path = 0; path < paths; ++path) {
-      subset.push_back((chosen >> path & 1U) != 0);
-    }
-    subsets.push_back(subset);
+  for (std::vector<bool>& subset : ProperSubsetsOf(paths)) {
+    subsets.push_back(std::move(subset));
   }
+  return subsets;
+}
+
+std::vector<std::vector<bool>> PathSubsetsOfEtp(const Suspect& suspect) {
+  const std::string& name = suspect.name();
+  const bool has_sums = name == "y_TD" || name == "d_x_TD" || name.starts_with("d_gate");
+  if (!suspect.manifest().layout.IsFolded() || !has_sums) {
+    return {};
+  }
+  const std::vector<std::string> paths = suspect.ledger().PathsOf(name);
+  std::vector<std::vector<bool>> subsets = {std::vector<bool>(paths.size(), true)};
+  for (std::vector<bool>& subset : ProperSubsetsOf(paths.size())) {
+    subsets.push_back(std::move(subset));
+  }
+  std::erase_if(subsets, [&](const std::vector<bool>& subset) {
+    const auto shared = std::find(paths.begin(), paths.end(), "shared");
+    return shared != paths.end() && subset[static_cast<std::size_t>(shared - paths.begin())];
+  });
   return subsets;
 }
 
 // Those that one sum can reach: a known program that has summed the parts of d_x before they meet
 // has no sum of all of them, unless there are only those that meet at the experts' input.
-std::vector<std::vector<bool>> SumCauses::SumSubsets() const {
+std::vector<std::vector<bool>> SumCauses::SumSubsets(Spread spread) const {
+  if (IsOfSlices(spread)) {
+    return PathSubsetsOfEtp(suspect_);
+  }
   auto subsets = PathSubsetsOf(suspect_, contract_);
   const ContractTensor* d_x = contract_ ? contract_->Find("d_x_TD") : nullptr;
   const bool has_shared = suspect_.manifest().model.d_shared > 0;
@@ -225,8 +278,11 @@ void SumCauses::Try(const Plan& plan, const std::vector<SumHypothesis>& hypothes
     FitQuality quality;
     bool everywhere = true;
   };
+  // Of shares that do not add up, the paths that are right hold what the reference says.
+  const bool adds_up = plan.spread != Spread::kUngatheredSlices;
+  const SumTable elsewhere = adds_up ? right : SumTable::Zero(right.rows(), right.cols());
   std::vector<Trial> trials;
-  for (const std::vector<bool>& affected : SumSubsets()) {
+  for (const std::vector<bool>& affected : SumSubsets(plan.spread)) {
     for (const SumHypothesis& hypothesis : hypotheses) {
       trials.push_back({&hypothesis, affected});
     }
@@ -235,7 +291,12 @@ void SumCauses::Try(const Plan& plan, const std::vector<SumHypothesis>& hypothes
     const Piece piece = suspect_.Load(index);
     Shares shares{.piece = &piece, .spread = plan.spread};
     std::erase_if(trials, [&](Trial& trial) {
-      const auto predicted = Predict(shares, plan, trial.hypothesis->table, right, trial.affected);
+      auto predicted = Predict(shares, plan, trial.hypothesis->table, elsewhere, trial.affected);
+      if (predicted && !adds_up) {
+        const auto rest = RestOf(piece, PathText(paths_, trial.affected));
+        std::transform(rest.begin(), rest.end(), predicted->begin(), predicted->begin(),
+                       std::plus<>());
+      }
       if (predicted && suspect_.Explains(piece, *predicted, trial.quality)) {
         return false;
       }
@@ -260,13 +321,25 @@ void SumCauses::Try(const Plan& plan, const std::vector<SumHypothesis>& hypothes
 
 std::vector<Fit> SumCauses::Find() {
   std::vector<Fit> fits;
+  const bool is_alone = IsExpertWeight(suspect_.name()) && suspect_.mesh().SizeOf(Axis::kEdp) == 1;
   for (const Plan& plan : plans_) {
     const Meshes& meshes = suspect_.manifest().meshes;
     const SumTable right = AfterSums(meshes, plan.sums);
     const bool ungathered =
         plan.spread == Spread::kUngatheredTokens || plan.spread == Spread::kUngatheredOwners;
-    if (!fits.empty() && ungathered) {
+    if (plan.spread == Spread::kEtpSlices) {
+      Try(plan, RankHypothesesOf(right, Axis::kEtp), right, fits);
+      continue;
+    }
+    if (!fits.empty() && (ungathered || plan.spread == Spread::kUngatheredSlices)) {
       break;
+    }
+    if (plan.spread == Spread::kUngatheredSlices) {
+      Try(plan, {{{.cause = Cause::kMissingSum, .axes = {Axis::kEtp}}, right}}, right, fits);
+      for (Fit& fit : fits) {
+        fit.spread = Spread::kEtpSlices;  // of which each rank holds its own
+      }
+      continue;
     }
     if (ungathered) {
       const Axis axis = plan.spread == Spread::kUngatheredTokens ? Axis::kTp : Axis::kEp;
@@ -277,16 +350,19 @@ std::vector<Fit> SumCauses::Find() {
                                .own = suspect_.observed().claim().mesh,
                                .sums = plan.sums,
                                .order_is_known = contract_ != nullptr,
-                               .judged = suspect_.observed().PartialAxes()};
+                               .judged = suspect_.observed().PartialAxes(),
+                               .alone = is_alone ? std::vector{Axis::kEdp} : std::vector<Axis>()};
     Try(plan, SumHypothesesOf(question), right, fits);
   }
   return fits;
 }
 
 std::vector<bool> SumCauses::AffectedBy(const std::string& path) const {
-  for (const auto& subset : PathSubsetsOf(suspect_, nullptr)) {
-    if (PathText(paths_, subset) == path) {
-      return subset;
+  for (const auto& subsets : {PathSubsetsOf(suspect_, nullptr), PathSubsetsOfEtp(suspect_)}) {
+    for (const auto& subset : subsets) {
+      if (PathText(paths_, subset) == path) {
+        return subset;
+      }
     }
   }
   return std::vector<bool>(paths_.size(), true);

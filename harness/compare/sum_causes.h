@@ -25,6 +25,11 @@ struct Fit {
 // known, those along which it makes sums of their own. A mark per path of the ledger.
 std::vector<std::vector<bool>> PathSubsetsOf(const Suspect& suspect, const StepContract* contract);
 
+// The same of the sums over etp inside the step that folding owes (d_routed_ND@etp,
+// y_routed_ND@etp), which are behind the routed experts; empty where they have no part in the
+// tensor.
+std::vector<std::vector<bool>> PathSubsetsOfEtp(const Suspect& suspect);
+
 // "routed and gate"; empty for all of them.
 std::string PathText(const std::vector<std::string>& paths, const std::vector<bool>& affected);
 
@@ -71,10 +76,11 @@ class SumCauses {
   };
 
   void FindPlans();
+  void FindPlanOfSlices(Spread spread);
   std::vector<bool> AffectedBy(const std::string& path) const;
   bool AddsUp(const Plan& plan) const;
   bool Cuts(Axis axis) const;
-  std::vector<std::vector<bool>> SumSubsets() const;
+  std::vector<std::vector<bool>> SumSubsets(Spread spread) const;
   std::vector<Axis> InOrder(std::vector<Axis> sums) const;
   std::optional<Slice> PlacesFor(const Piece& piece, const Plan& plan, std::int64_t source) const;
   const std::vector<double>* ShareOf(Shares& shares, const Plan& plan, std::size_t path,

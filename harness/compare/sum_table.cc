@@ -6,6 +6,8 @@
 namespace moe {
 namespace {
 
+constexpr Eigen::Index kMostRanks = 64;  // of more, a table each would not fit; share_fit tells
+
 // [rank, rank]: 1 where the two are in one group of `axis`.
 SumTable GroupTable(const Meshes& meshes, Axis axis) {
   const Mesh& mesh = meshes.With(axis);
@@ -17,6 +19,10 @@ SumTable GroupTable(const Meshes& meshes, Axis axis) {
     }
   }
   return table;
+}
+
+bool Contains(const std::vector<Axis>& axes, Axis axis) {
+  return std::find(axes.begin(), axes.end(), axis) != axes.end();
 }
 
 std::vector<Axis> AxesOver1(const Mesh& mesh) {
@@ -38,6 +44,12 @@ class HypothesisList {
     right_ = AfterSums(meshes_, question.sums);
     for (const Axis axis : all_axes_) {
       groups_.push_back(GroupTable(meshes_, axis));
+      usable_.push_back({{axis}, groups_.back()});
+    }
+    std::vector<Axis> batch = AxesOver1(meshes_.dense);
+    std::erase(batch, Axis::kTp);
+    if (!dense && batch.size() > 1) {
+      usable_.push_back({batch, AfterSums(meshes_, batch)});
     }
   }
 
@@ -48,6 +60,7 @@ class HypothesisList {
       AddWrongGroups(place);
       AddRanks(place);
     }
+    AddStraySums();
     return std::move(list_);
   }
 
@@ -59,18 +72,14 @@ class HypothesisList {
       const Explanation& known = h.explanation;
       return known.cause == explanation.cause && h.table == table &&
              (known.cause != Cause::kWrongGroup ||
-              (known.axes == explanation.axes &&
-               GroupOf(known.used.front()) == GroupOf(explanation.used.front())));
+              (known.axes == explanation.axes && TableOf(known.used) == TableOf(explanation.used)));
     });
     if (!is_known && table != right_) {
       list_.push_back({explanation, std::move(table)});
     }
   }
 
-  bool IsJudged(Axis axis) const {
-    return std::find(question_.judged.begin(), question_.judged.end(), axis) !=
-           question_.judged.end();
-  }
+  bool IsJudged(Axis axis) const { return Contains(question_.judged, axis); }
 
   void AddMissing(const std::vector<Axis>& axes) {
     for (const auto& product : ProductsOf(axes)) {
@@ -79,6 +88,12 @@ class HypothesisList {
       }
       Add({.cause = Cause::kMissingSum, .axes = product}, WithoutSums(meshes_, right_, product));
     }
+  }
+
+  const SumTable& TableOf(const std::vector<Axis>& used) const {
+    return std::find_if(usable_.begin(), usable_.end(),
+                        [&](const Usable& usable) { return usable.axes == used; })
+        ->table;
   }
 
   const SumTable& GroupOf(Axis axis) const {
@@ -110,18 +125,31 @@ class HypothesisList {
 
   void AddWrongGroups(std::size_t place) {
     const Axis owed = question_.sums[place];
-    for (const Axis used : all_axes_) {
-      if (IsJudged(owed) || used == owed || GroupOf(used) == GroupOf(owed)) {
+    for (const Usable& used : usable_) {
+      if (IsJudged(owed) || used.table == GroupOf(owed)) {
         continue;
       }
-      for (SumTable& table : With(place, GroupOf(used))) {
-        Add({.cause = Cause::kWrongGroup, .axes = {owed}, .used = {used}}, std::move(table));
+      for (SumTable& table : With(place, used.table)) {
+        Add({.cause = Cause::kWrongGroup, .axes = {owed}, .used = used.axes}, std::move(table));
+      }
+    }
+  }
+
+  // What the one rank of an axis has needs no sum; one over other ranks adds their slices to it. A
+  // program takes such ranks from the other mesh, so of two names that one's counts.
+  void AddStraySums() {
+    std::vector<Usable> others_first = usable_;
+    std::stable_partition(others_first.begin(), others_first.end(), [&](const Usable& used) {
+      return used.axes.size() == 1 && !Contains(own_axes_, used.axes.front());
+    });
+    for (const Axis owed : question_.alone) {
+      for (const Usable& used : others_first) {
+        Add({.cause = Cause::kWrongGroup, .axes = {owed}, .used = used.axes}, used.table * right_);
       }
     }
   }
 
   void AddRanks(std::size_t place) {
-    constexpr Eigen::Index kMostRanks = 64;  // of more, a table each would not fit; share_fit tells
     if (right_.rows() > kMostRanks) {
       return;
     }
@@ -145,6 +173,13 @@ class HypothesisList {
   std::vector<Axis> own_axes_;
   std::vector<Axis> all_axes_;
   std::vector<SumTable> groups_;  // by place in all_axes_
+  // What a sum may go over instead of its own axis: another one, or for an expert weight all axes
+  // that split the batch of the dense mesh, as if it were a dense one.
+  struct Usable {
+    std::vector<Axis> axes;
+    SumTable table;
+  };
+  std::vector<Usable> usable_;
   SumTable right_;
   std::vector<SumHypothesis> list_;
 };
@@ -192,6 +227,22 @@ SumTable WithoutSums(const Meshes& meshes, const SumTable& table, const std::vec
 
 std::vector<SumHypothesis> SumHypothesesOf(const SumQuestion& question) {
   return HypothesisList(question).Make();
+}
+
+std::vector<SumHypothesis> RankHypothesesOf(const SumTable& right, Axis axis) {
+  std::vector<SumHypothesis> hypotheses;
+  for (Eigen::Index rank = 0; rank < right.rows() && right.rows() <= kMostRanks; ++rank) {
+    for (const double times : {0.0, 2.0}) {
+      SumTable table = right;
+      table.col(rank) *= times;
+      hypotheses.push_back(
+          {{.cause = times == 0.0 ? Cause::kDroppedContribution : Cause::kDoubledContribution,
+            .axes = {axis},
+            .sources = {rank}},
+           std::move(table)});
+    }
+  }
+  return hypotheses;
 }
 
 }  // namespace moe

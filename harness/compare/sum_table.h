@@ -34,6 +34,7 @@ struct SumQuestion {
   std::vector<Axis> sums;           // that a right step makes, in order
   bool order_is_known = false;
   std::vector<Axis> judged;  // of these sums, those that the judge made: they happened, and rightly
+  std::vector<Axis> alone;   // axes of size 1 that sums are owed over: these may go to other ranks
 };
 
 // Everything that can go wrong with one of these sums and changes more than a factor: missing over
@@ -41,5 +42,8 @@ struct SumQuestion {
 // twice. Of axes with the same ranks in their groups only one
 // is named, the tensor's own first. Tables that change nothing are left out.
 std::vector<SumHypothesis> SumHypothesesOf(const SumQuestion& question);
+
+// One rank's share left out of `right`, or counted twice, in a sum over `axis`.
+std::vector<SumHypothesis> RankHypothesesOf(const SumTable& right, Axis axis);
 
 }  // namespace moe

@@ -78,5 +78,55 @@ TEST(SumHypotheses, OneGroupHasOneName) {
   EXPECT_EQ(missing[0].explanation.axes, std::vector{Axis::kTp});
 }
 
+std::vector<std::vector<Axis>> UsedInstead(const std::string& layout) {
+  const Meshes meshes = MakeMeshes(ParseLayout(layout, "test"));
+  std::vector<std::vector<Axis>> used;
+  for (const SumHypothesis& h :
+       Find(SumHypothesesOf({.meshes = &meshes, .own = MeshKind::kExpert, .alone = {Axis::kEdp}}),
+            Cause::kWrongGroup)) {
+    EXPECT_EQ(h.explanation.axes, std::vector{Axis::kEdp});
+    used.push_back(h.explanation.used);
+  }
+  return used;
+}
+
+// Megatron-core 0.18.2 with etp over tp: experts that are alone on edp are summed over the ranks of
+// the dense mesh, which have other slices.
+TEST(SumHypotheses, ASumThatIsOwedNothingMayGoOverOtherRanks) {
+  using Used = std::vector<std::vector<Axis>>;
+  EXPECT_EQ(UsedInstead("dp2.tp1.etp2"), (Used{{Axis::kDpShard}}));  // etp has the same groups
+  EXPECT_EQ(UsedInstead("dp2.tp2.etp4"), (Used{{Axis::kDpShard}, {Axis::kTp}, {Axis::kEtp}}));
+  EXPECT_EQ(
+      UsedInstead("dp2.cp2.tp2.etp8"),
+      (Used{
+          {Axis::kDpShard}, {Axis::kCp}, {Axis::kTp}, {Axis::kEtp}, {Axis::kDpShard, Axis::kCp}}));
+  EXPECT_EQ(UsedInstead("dp1"), Used{});
+}
+
+TEST(SumHypotheses, ExpertsMayBeSummedOverTheWholeBatchOfTheDenseMesh) {
+  const Meshes meshes = MakeMeshes(ParseLayout("dp2.cp2.tp2.etp1", "test"));
+  const auto wrong = Find(SumHypothesesOf({.meshes = &meshes,
+                                           .own = MeshKind::kExpert,
+                                           .sums = {Axis::kEdp},
+                                           .order_is_known = true}),
+                          Cause::kWrongGroup);
+  const auto found = std::find_if(wrong.begin(), wrong.end(), [](const SumHypothesis& h) {
+    return h.explanation.used == std::vector{Axis::kDpShard, Axis::kCp};
+  });
+  ASSERT_NE(found, wrong.end());
+  EXPECT_EQ(found->table.row(3), Row({0, 1, 0, 1, 0, 1, 0, 1}));
+}
+
+TEST(SumHypotheses, ARankOfASumInsideTheStepIsLackedByAll) {
+  const auto all = RankHypothesesOf(SumTable::Ones(6, 6), Axis::kEtp);
+  const auto dropped = Find(all, Cause::kDroppedContribution);
+  const auto doubled = Find(all, Cause::kDoubledContribution);
+  ASSERT_EQ(dropped.size(), 6U);
+  ASSERT_EQ(doubled.size(), 6U);
+  EXPECT_EQ(dropped[2].explanation.sources, std::vector<std::int64_t>{2});
+  EXPECT_EQ(dropped[2].table.row(5), Row({1, 1, 0, 1, 1, 1}));
+  EXPECT_EQ(doubled[2].table.row(5), Row({1, 1, 2, 1, 1, 1}));
+}
+
 }  // namespace
 }  // namespace moe
