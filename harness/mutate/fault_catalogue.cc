@@ -44,6 +44,7 @@ class Cataloguer {
   void AtSettled(const ContractTensor& tensor, Axis axis);
   void Mean(const ContractTensor& tensor, const Reduction& reduction);
   void WrongGroups(const ContractTensor& tensor, const Reduction& reduction);
+  bool HasSumsOverEtp(const std::string& tensor) const;
   void AtRanks(const ContractTensor& tensor, const Reduction& reduction);
   void DropAll();
   void AtResult(const ContractTensor& tensor);
@@ -137,9 +138,11 @@ std::vector<Answer> Cataloguer::Seen(const std::string& tensor,
     limited.path = std::move(path);
     return Answer{"d_x_TD", limited};
   };
-  const bool through_scores =
-      tensor == "d_logits_TE" ||
-      (tensor == "d_routed_ND" && model_.score_placement == ScorePlacement::kBeforeExperts);
+  // The score's gradient comes of the experts' input where it multiplies that, else of their
+  // output.
+  const bool before = model_.score_placement == ScorePlacement::kBeforeExperts;
+  const bool through_scores = tensor == "d_logits_TE" || (tensor == "d_routed_ND" && before) ||
+                              (tensor == "y_routed_ND" && !before);
   std::vector<Answer> answers;
   if (tensor == "d_shared_TD") {
     answers.push_back(along("shared"));
@@ -150,6 +153,13 @@ std::vector<Answer> Cataloguer::Seen(const std::string& tensor,
     answers.push_back(along(through_scores ? "" : "routed"));
   } else if (tensor == "d_logits_TE") {
     answers.push_back(along("gate"));
+  } else if (tensor == "y_routed_ND") {
+    Explanation limited = explanation;
+    limited.path = model_.d_shared > 0 ? "routed" : "";
+    answers.push_back({"y_TD", limited});
+    if (through_scores) {
+      answers.push_back(along("gate"));
+    }
   } else {
     answers.push_back({tensor, explanation});
   }
@@ -173,11 +183,20 @@ std::vector<Answer> Cataloguer::Everywhere(const Explanation& explanation) const
   return answers;
 }
 
+// Whether sums over etp inside the step, which folding owes, have a part in the tensor.
+bool Cataloguer::HasSumsOverEtp(const std::string& tensor) const {
+  return layout_.IsFolded() &&
+         (tensor == "y_TD" || tensor == "d_x_TD" || tensor.starts_with("d_gate"));
+}
+
 // Sums that a tensor is owed or has had: counted twice, or averaged, they look like a factor.
 void Cataloguer::AddSameNumbers(std::vector<Answer>& answers, const ContractTensor& tensor,
                                 double factor) const {
   std::vector<Axis> axes = tensor.owed;
   axes.insert(axes.end(), tensor.settled.begin(), tensor.settled.end());
+  if (HasSumsOverEtp(tensor.name)) {
+    axes.push_back(Axis::kEtp);
+  }
   for (std::uint32_t chosen = 1; chosen < (1U << axes.size()); ++chosen) {
     std::vector<Axis> product;
     double size = 1.0;
@@ -201,13 +220,13 @@ std::vector<Answer> Cataloguer::ScaleAnswers(const ContractTensor& tensor, doubl
   return answers;
 }
 
-// Under sequence parallelism a rank keeps the rows of its own chunk of every sequence. With etp 1
-// and one sequence those are the tokens that it sent to the experts itself; only shared experts,
-// whose hidden units are spread over tp, have something to add from others.
+// Under sequence parallelism a rank keeps the rows of its own chunk of every sequence. With split
+// tokens and one sequence those are the tokens that it sent to the experts itself; only shared
+// experts, whose hidden units are spread over tp, have something to add from others.
 bool Cataloguer::HasOwnTokensOnly(const std::string& tensor) const {
   const bool of_rows =
       tensor == "d_routed_TD" || ((tensor == "y_TD" || tensor == "d_x_TD") && model_.d_shared == 0);
-  return of_rows && layout_.sp && layout_.local_batch == 1 && layout_.etp == 1;
+  return of_rows && layout_.sp && layout_.local_batch == 1 && layout_.SplitsTokensOverTp();
 }
 
 void Cataloguer::Mean(const ContractTensor& tensor, const Reduction& reduction) {
@@ -253,6 +272,10 @@ void Cataloguer::WrongGroups(const ContractTensor& tensor, const Reduction& redu
         continue;
       }
       taken.push_back(groups);
+      const Fault fault{.kind = Kind::kWrongGroup, .reduction = reduction, .axis = axis};
+      if (!FindMisfit(fault, contract_).empty()) {
+        continue;  // gathered rows, of which other ranks have other numbers
+      }
       std::vector<Answer> answers;
       for (const Mesh* view : {&contract_.meshes.dense, &contract_.meshes.expert}) {
         for (const Axis same : view->axes) {
@@ -264,10 +287,9 @@ void Cataloguer::WrongGroups(const ContractTensor& tensor, const Reduction& redu
           }
         }
       }
-      const bool right = IsOfParameter(reduction, contract_) &&
+      const bool right = contract_.Owes(reduction) && IsOfParameter(reduction, contract_) &&
                          AddOtherNames(tensor, reduction.axis, axis, answers);
-      Plant({.kind = Kind::kWrongGroup, .reduction = reduction, .axis = axis}, "FC6",
-            std::move(answers),
+      Plant(fault, "FC6", std::move(answers),
             right ? "with the other sums it reaches every rank once all the same" : "");
     }
   }
@@ -366,9 +388,10 @@ void Cataloguer::Scales(const ContractTensor& tensor) {
       factors.push_back({value, bug_class});
     }
   };
-  for (const double size : {static_cast<double>(layout_.ep), static_cast<double>(layout_.tp),
-                            static_cast<double>(layout_.Edp()), DataParallelRanks(),
-                            static_cast<double>(layout_.WorldSize())}) {
+  for (const double size :
+       {static_cast<double>(layout_.ep), static_cast<double>(layout_.tp),
+        static_cast<double>(layout_.Edp()), DataParallelRanks(),
+        static_cast<double>(layout_.WorldSize()), static_cast<double>(layout_.etp)}) {
     add(size, "FC7");
     add(1.0 / size, "FC7");
   }
@@ -481,7 +504,7 @@ void Cataloguer::BetweenCollectives() {
   if (model_.experts / layout_.ep > 1) {
     Plant({.kind = Kind::kSplitRows}, "FC18", {});
   }
-  if (layout_.tp > 1 && layout_.etp == 1) {
+  if (layout_.SplitsTokensOverTp()) {
     Plant({.kind = Kind::kLeakSlots}, "FC16", {});
   }
 }
@@ -556,6 +579,9 @@ std::vector<PlantedFault> Cataloguer::Run() {
     }
     for (const Axis axis : tensor.settled) {
       AtSettled(tensor, axis);
+    }
+    for (const Axis axis : tensor.alone) {
+      WrongGroups(tensor, {tensor.name, axis});
     }
   }
   DropAll();

@@ -27,7 +27,8 @@ TEST(CatalogueOf, PlantsEachFaultOnceWhereItFitsAndItsTextReadsBack) {
   model.gate_bias = model.expert_bias = model.shared_gate = true;
   for (const TpBackward backward : {TpBackward::kSumAtBoundary, TpBackward::kSumInside}) {
     for (const char* text :
-         {"dp1", "tp2.sp0", "dp2.tp3.ep2.etp1.lb2", "dpr2.dp2.tp2.ep2.etp2", "cp2.tp2.ep2.etp1"}) {
+         {"dp1", "tp2.sp0", "dp2.tp3.ep2.etp1.lb2", "dpr2.dp2.tp2.ep2.etp2", "cp2.tp2.ep2.etp1",
+          "dp2.tp1.etp2", "tp4.ep2.etp2.lb2", "dp2.tp2.etp4.sp0"}) {
       const Program program{.tp_backward = backward};
       const Layout layout = ParseLayout(text, "here");
       const StepContract contract = MakeContract(model, layout, program);
@@ -64,6 +65,39 @@ TEST(CatalogueOf, SaysWhereAFaultInsideTheStepIsSeen) {
   EXPECT_EQ(planted->answers[0].explanation.path, "gate");
   EXPECT_EQ(planted->answers[1].tensor, "d_gate_ED");
   EXPECT_EQ(planted->answers[1].explanation.path, "");
+}
+
+// Under folding the experts' outputs are shares of the etp ranks: so are the output, the scores'
+// gradient and what comes of it.
+TEST(CatalogueOf, SaysWhereAFaultOfASumOverEtpIsSeen) {
+  const auto seen = [](const Model& model, const std::string& fault) {
+    std::vector<std::string> tensors;
+    const auto catalogue = Catalogue("dp2.tp3.etp2", {}, model);
+    for (const Answer& answer : Find(catalogue, fault)->answers) {
+      tensors.push_back(answer.tensor + " " + answer.explanation.path);
+    }
+    return tensors;
+  };
+  using Texts = std::vector<std::string>;
+  Model model = kModel;
+  model.d_shared = 24;
+  EXPECT_EQ(seen(model, "drop y_routed_ND@etp"),
+            (Texts{"y_TD routed", "d_x_TD gate", "d_gate_ED "}));
+  EXPECT_EQ(seen(model, "drop d_routed_ND@etp"), (Texts{"d_x_TD routed"}));
+  model.score_placement = ScorePlacement::kBeforeExperts;
+  EXPECT_EQ(seen(model, "drop y_routed_ND@etp"), (Texts{"y_TD routed"}));
+  EXPECT_EQ(seen(model, "drop d_routed_ND@etp"), (Texts{"d_x_TD ", "d_gate_ED "}));
+}
+
+TEST(CatalogueOf, SendsTheSumOfExpertsThatAreAloneToOtherRanks) {
+  const auto catalogue = Catalogue("dp2.tp2.etp4");
+  const PlantedFault* planted = Find(catalogue, "wrong-group dp_shard d_w1_EFD@edp");
+  ASSERT_NE(planted, nullptr);
+  EXPECT_EQ(planted->equivalent, "");
+  ASSERT_EQ(planted->answers.size(), 1U);
+  EXPECT_EQ(planted->answers[0].explanation.cause, Cause::kWrongGroup);
+  EXPECT_EQ(Find(catalogue, "drop d_w1_EFD@edp"), nullptr);
+  EXPECT_EQ(Find(catalogue, "wrong-group tp y_routed_ND@etp"), nullptr);  // other rows
 }
 
 TEST(CatalogueOf, LeavesOutFactorsThatAreTheSizeOfAnOwedAxis) {
