@@ -3,10 +3,15 @@
 set -Eeuo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-readonly here envs=$(cd "$here/../.." && pwd)/.envs releases=$here/releases
+# Where .envs is a link to what several clones share, one and the same path must go into the stamps of all.
+envs=$(realpath -m "$here/../../.envs")
+readonly here envs releases=$here/releases
+# Packages of the caller's would count as installed, and come before the pinned ones.
+unset PYTHONPATH PYTHONHOME
 
 die() { echo "environment.sh: $*" >&2; exit 2; }
 say() { echo "environment: $*" >&2; }
+trap 'die "stopped by what is said above (line $LINENO)"' ERR
 
 known() { (cd "$releases" && ls *-*.txt) | sed -n 's/^\(.*\)-\([0-9.]*\)\.txt$/\1==\2/p' | grep -v '^torch==' | paste -sd' '; }
 
@@ -54,7 +59,7 @@ torch=$(sed -n '1s/^# on \(torch-[0-9.]*\)$/\1/p' "$releases/$release.txt")
 
 mkdir -p "$envs"
 exec 9>"$envs/lock"
-flock 9
+flock --nonblock 9 || { say "waiting for another environment.sh to end"; flock 9; }
 make_environment "$torch" ""
 make_environment "$release" "$(compgen -G "$envs/$torch/lib/python3*/site-packages" | head -n 1)"
 echo "$envs/$release/bin/python"
