@@ -200,7 +200,9 @@ void RunProducer(const Producer& producer, const std::vector<ProducerStep>& step
   std::string failure;
   try {
     RunRanks({.deadline = kStart + deadline,
-              .progressed = [&] { return answers.ReadNew(answered); },
+              .progressed = [&]() -> std::optional<std::chrono::milliseconds> {
+                return answers.ReadNew(answered) ? std::optional(kStart + deadline) : std::nullopt;
+              },
               .called = producer.name,
               .before_signal_death = [&] { fs::remove_all(scratch_folder); }},
              [&](std::int64_t) { Become(command, path, scratch_folder); });

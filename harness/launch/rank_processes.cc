@@ -21,7 +21,6 @@
 #include <cstring>
 #include <exception>
 #include <iostream>
-#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -615,7 +614,7 @@ Error FailureError(const std::vector<const Rank*>& failures, const LaunchOptions
   return Error(NameOf({culprit.rank}, options), what, Newlines::kKeep);
 }
 
-Error DeadlineError(const Ranks& ranks, const LaunchOptions& options) {
+Error DeadlineError(const Ranks& ranks, const LaunchOptions& options, milliseconds deadline) {
   std::vector<std::int64_t> running;
   const Rank* first = nullptr;
   for (const Rank& rank : ranks.All()) {
@@ -625,7 +624,7 @@ Error DeadlineError(const Ranks& ranks, const LaunchOptions& options) {
     }
   }
   const std::string words = first->Words();
-  const double seconds = std::chrono::duration<double>(options.deadline).count();
+  const double seconds = std::chrono::duration<double>(deadline).count();
   const std::string who =
       options.called.empty() ? fmt::format("rank {}", first->rank) : options.called;
   return Error(NameOf(running, options),
@@ -636,13 +635,18 @@ Error DeadlineError(const Ranks& ranks, const LaunchOptions& options) {
                Newlines::kKeep);
 }
 
-// Returns 0 when all ranks ended well, and the signal that asked this process to end.
+// Returns 0 when all ranks ended well, and the signal that asked this process to end. Throws while
+// ranks may still run.
 int WatchToTheEnd(Ranks& ranks, const LaunchOptions& options, Clock::time_point until) {
   bool settling = false;
+  milliseconds deadline = options.deadline;
   while (ranks.Running() && ranks.Signals().Received() == 0 && Clock::now() < until) {
     ranks.WaitForNews(options.progressed ? std::min(until, Clock::now() + kProgressPause) : until);
-    if (!settling && options.progressed && options.progressed()) {
-      until = Clock::now() + std::min(options.deadline, kLongest);
+    if (!settling && options.progressed) {
+      if (const auto next = options.progressed()) {
+        deadline = *next;
+        until = Clock::now() + std::min(deadline, kLongest);
+      }
     }
     if (!settling && !ranks.Failures().empty()) {
       settling = true;
@@ -653,16 +657,12 @@ int WatchToTheEnd(Ranks& ranks, const LaunchOptions& options, Clock::time_point 
     ranks.EndAll(options.grace);
     return signal_number;
   }
-  std::optional<Error>
-      error;  // made first: what the ranks do when asked to end is not their failure
+  // Made before the ranks are ended: what they do when asked to end is not their failure.
   if (!ranks.Failures().empty()) {
-    error = FailureError(ranks.Failures(), options);
-  } else if (ranks.Running()) {
-    error = DeadlineError(ranks, options);
+    throw FailureError(ranks.Failures(), options);
   }
-  if (error) {
-    ranks.EndAll(options.grace);
-    throw *error;
+  if (ranks.Running()) {
+    throw DeadlineError(ranks, options, deadline);
   }
   return 0;
 }
@@ -680,7 +680,12 @@ int StartAndWatch(const LaunchOptions& options, const Body& body) {
   const Clock::time_point until = Clock::now() + std::min(options.deadline, kLongest);
   Ranks ranks(options.world_size);
   ranks.StartAll(body);
-  return WatchToTheEnd(ranks, options, until);
+  try {
+    return WatchToTheEnd(ranks, options, until);
+  } catch (...) {
+    ranks.EndAll(options.grace);
+    throw;
+  }
 }
 
 }  // namespace

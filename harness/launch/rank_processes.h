@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,9 +21,9 @@ struct LaunchOptions {
   // From the first failure to the choice of the culprit: the first rank to exit is often a victim,
   // whose peer closed the connection a moment before dying itself.
   std::chrono::milliseconds settle{300};
-  // Asked ten times a second while ranks run; true starts the deadline anew. What it throws ends
-  // the ranks at once and the launch with it.
-  std::function<bool()> progressed;
+  // Asked ten times a second while ranks run. Where there was progress, it returns the deadline for
+  // the next one, which counts from now. What it throws ends the ranks and the launch with it.
+  std::function<std::optional<std::chrono::milliseconds>()> progressed;
   // What a message calls the only rank of a world of one ("the producer"), which is no rank to its
   // user.
   std::string called;

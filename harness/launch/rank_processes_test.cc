@@ -177,6 +177,38 @@ TEST(RunRanks, NamesTheRanksThatMissTheDeadline) {
       "all_reduce");
 }
 
+TEST(RunRanks, ProgressBringsADeadlineOfItsOwn) {
+  LaunchOptions options = Options(1);
+  options.called = "the producer";
+  int asked = 0;
+  options.progressed = [&]() -> std::optional<milliseconds> {
+    return ++asked == 1 ? std::optional(milliseconds(300)) : std::nullopt;
+  };
+  EXPECT_EQ(Complaint(options, [](std::int64_t) { WaitForever(); }),
+            "the producer: made no progress within 0.3 s; the producer left no words");
+  EXPECT_GT(asked, 1);
+}
+
+TEST(RunRanks, RunsOnWhileThereIsProgress) {
+  LaunchOptions options = Options(1);
+  options.deadline = milliseconds(2000);
+  TestPipe asked;
+  options.progressed = [&]() -> std::optional<milliseconds> {
+    asked.Write('x');
+    return milliseconds(2000);
+  };
+  // Asked ten times a second, so this takes longer than the deadline.
+  EXPECT_EQ(Complaint(options, [&](std::int64_t) { asked.WaitForBytes(30); }), "no complaint");
+}
+
+TEST(RunRanks, EndsTheRanksWhenProgressThrows) {
+  LaunchOptions options = Options(2);
+  options.progressed = []() -> std::optional<milliseconds> { throw Error("line 3", "nonsense"); };
+  TestPipe alive;
+  EXPECT_EQ(Complaint(options, [](std::int64_t) { WaitForever(); }), "line 3: nonsense");
+  alive.ReadToEnd();
+}
+
 // The victims go first here, because the culprit waits until they have spoken.
 TEST(RunRanks, BlamesTheCulpritAndNotItsVictims) {
   LaunchOptions options = Options(3);
