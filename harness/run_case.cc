@@ -99,10 +99,6 @@ std::vector<std::string> AxisNames(const std::vector<Axis>& axes) {
 
 }  // namespace
 
-std::string CaseId(const CaseSpec& spec, const Layout& layout) {
-  return spec.name + "@" + ToText(layout);
-}
-
 RunDump MakeRunDump(const CaseSpec& spec, const Layout& layout, Dtype dtype,
                     const std::vector<RankOutput>& outputs) {
   const StepContract contract = MakeContract(spec.model, layout, spec.program);

@@ -30,9 +30,6 @@ struct RunOptions {
 std::vector<StepRequest> RequestsOf(const CaseSpec& spec, const Layout& layout, Dtype dtype,
                                     const InputGenerator& inputs, const RunOptions& options);
 
-// "issues/torchtitan-2387@tp2.ep2.etp1"
-std::string CaseId(const CaseSpec& spec, const Layout& layout);
-
 // The dump of one run in memory and which sums its ranks took part in.
 struct RunDump {
   Dump dump;

@@ -12,7 +12,7 @@
 
 #include "harness/base/error.h"
 #include "harness/launch/rank_processes.h"
-#include "harness/scratch_folder.h"
+#include "harness/launch/scratch_folder.h"
 
 namespace moe {
 namespace {

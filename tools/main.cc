@@ -73,7 +73,6 @@ int Main(int argc, char** argv) {
   inputs->add_option("--out", folder, "Folder to write to")->required();
   inputs->add_option("--dtype", dtype_text, "float64, float32 or bfloat16")->capture_default_str();
 
-#ifdef MOEGATE_STEP
   RunCommand run_command;
   std::string dump_folder;
   auto* run = app.add_subcommand(
@@ -104,6 +103,7 @@ int Main(int argc, char** argv) {
                   "KEY=VALUE for the producer; KEY=A,B runs every step with either");
   add_output(run);
 
+#ifdef MOEGATE_STEP
   MutateCommand mutate_command;
   auto* mutate = app.add_subcommand(
       "mutate", "Plant every fault of the catalogue, and show which were seen and named right");
@@ -189,6 +189,22 @@ int Main(int argc, char** argv) {
     }
     return Inputs(common, target, folder, *dtype);
   }
+  if (run->parsed()) {
+    if (!dump_folder.empty()) {
+      run_command.dump_folder = dump_folder;
+    }
+    if (!run_command.producer.empty()) {
+      return RunWithProducer(common, run_command, output);
+    }
+#ifdef MOEGATE_STEP
+    return Run(common, run_command, output);
+#else
+    throw Error(
+        "run",
+        "this moegate was built to judge dumps only (MOEGATE_STEP=OFF); give --producer, or run "
+        "tools/setup.sh to build the parallel step");
+#endif
+  }
 #ifdef MOEGATE_STEP
   if (mutate->parsed()) {
     return Mutate(common, mutate_command, output.json);
@@ -196,14 +212,7 @@ int Main(int argc, char** argv) {
   if (soak->parsed()) {
     return Soak(common, soak_command);
   }
-  if (regen->parsed()) {
-    return Regen(common, regen_command);
-  }
-  if (!dump_folder.empty()) {
-    run_command.dump_folder = dump_folder;
-  }
-  return run_command.producer.empty() ? Run(common, run_command, output)
-                                      : RunWithProducer(common, run_command, output);
+  return Regen(common, regen_command);
 #else
   throw Error("moegate", "was built to judge dumps only");  // every other command has returned
 #endif

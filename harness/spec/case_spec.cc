@@ -223,6 +223,10 @@ CaseSpec ReadCase(const std::string& path, const std::string& name) {
   return spec;
 }
 
+std::string CaseId(const CaseSpec& spec, const Layout& layout) {
+  return spec.name + "@" + ToText(layout);
+}
+
 CaseSpec FindCase(const std::string& cases, const std::string& name) {
   const fs::path path = fs::path(cases) / (name + ".json");
   if (name.find("..") == std::string::npos && fs::is_regular_file(path)) {

@@ -55,6 +55,9 @@ struct CaseSpec {
   std::vector<MustPass> must_pass;
 };
 
+// "issues/torchtitan-2387@tp2.ep2.etp1"
+std::string CaseId(const CaseSpec& spec, const Layout& layout);
+
 // Reads `path`; `name` as above. Throws Error("path#/pointer", one sentence) for an unknown key, a
 // wrong type, sizes that cannot be, a layout that does not fit the model, or a fault that cannot be
 // planted.

@@ -1,4 +1,4 @@
-#include "harness/scratch_folder.h"
+#include "harness/launch/scratch_folder.h"
 
 #include <fmt/format.h>
 #include <signal.h>
