@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cmath>
 #include <map>
 #include <memory>
 
@@ -152,15 +151,11 @@ int Run(const CommonOptions& common, const RunCommand& command, const OutputOpti
   if (!command.fault.empty()) {
     fault = ParseFault(command.fault, "--fault");
   }
-  if (!std::isfinite(command.deadline_seconds)) {
-    throw Error("--deadline", "is not a number of seconds");
-  }
   const std::vector<Listed> listed = ListRuns(selected, command, fault);
   RunOptions options{.backend = command.backend,
                      .golden_folder = common.golden_folder,
-                     .dump_folder = command.dump_folder,
-                     .deadline = std::chrono::milliseconds(
-                         static_cast<std::int64_t>(command.deadline_seconds * 1000.0))};
+                     .dump_folder = command.dump_folder};
+  options.deadline = command.deadline.value_or(options.deadline);
   Prepared prepared(common.golden_folder);
 
   // Threads are ranks of this process, whoever started it.

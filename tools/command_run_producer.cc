@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <new>
 
 #include "harness/base/error.h"
 #include "harness/json/model_json.h"
@@ -154,6 +155,8 @@ Result ResultOf(const CommonOptions& common, const std::string& producer, const 
       result = JudgeDump(common, asked.step.out);
     } catch (const Error& error) {
       result.text = error.what();
+    } catch (const std::bad_alloc&) {
+      result.text = asked.step.out + ": needs more memory than there is";
     }
   }
   result.id = asked.step.id;
@@ -164,71 +167,70 @@ Result ResultOf(const CommonOptions& common, const std::string& producer, const 
   return result;
 }
 
-void RefuseOthers(const RunCommand& command) {
-  if (!command.fault.empty() || command.seed) {
-    throw Error("--producer",
-                "runs a framework as it is; --fault and --seed are for the built-in "
-                "step");
+// One line on the terminal that says what is going on, where there is a terminal.
+class Progress {
+ public:
+  void Show(const std::string& text) {
+    if (shown_) {
+      fmt::print(stderr, "\r\033[K{}", text);
+    }
   }
-  if (command.backend != "threads") {
-    throw Error("--producer", fmt::format("starts the framework's own ranks; --backend={} is for "
-                                          "the built-in step",
-                                          command.backend));
-  }
-  if (JobFromEnvironment()) {
-    throw Error("--producer", "starts its ranks itself; run it without torchrun, srun or mpirun");
-  }
-}
+  void Clear() { Show(""); }
+
+ private:
+  const bool shown_ = ::isatty(STDERR_FILENO) == 1;
+};
 
 }  // namespace
 
 int RunWithProducer(const CommonOptions& common, const RunCommand& command,
                     const OutputOptions& output) {
-  RefuseOthers(command);
+  if (JobFromEnvironment()) {
+    throw Error("--producer", "starts its ranks itself; run it without torchrun, srun or mpirun");
+  }
   const std::vector<CaseSpec> specs =
       SelectSpecs(common.cases_folder, command.select, command.layout);
   std::vector<Asked> all = AskAll(specs, command);
-  const Producer producer = FindProducer(command.producer, common.adapters_folder);
   const ScratchFolder scratch;
   PlaceFolders(all, scratch.path(), command.dump_folder);
+  const Producer producer =
+      FindProducer(command.producer, common.adapters_folder, scratch.path().string());
   std::vector<ProducerStep> steps;
   for (const Asked& asked : all) {
     steps.push_back(asked.step);
   }
+  ProducerDeadlines deadlines;
+  deadlines.step = command.deadline.value_or(deadlines.step);
 
-  const bool progress = ::isatty(STDERR_FILENO) == 1;
-  const auto show = [&](std::size_t step) {
-    if (progress && step < all.size()) {
-      fmt::print(stderr, "\r\033[K[{}/{}] {} {}", step + 1, all.size(), all[step].step.id,
-                 all[step].options);
-    }
-  };
-  show(0);
+  Progress progress;
   std::vector<Result> results;
   auto start = std::chrono::steady_clock::now();
-  const auto deadline =
-      std::chrono::milliseconds(static_cast<std::int64_t>(command.deadline_seconds * 1000.0));
-  RunProducer(producer, steps, scratch.path().string(), deadline,
-              [&](std::size_t step, const ProducerAnswer& answer) {
-                results.push_back(ResultOf(common, producer.name, all[step], answer));
-                const auto now = std::chrono::steady_clock::now();
-                results.back().seconds = std::chrono::duration<double>(now - start).count();
-                start = now;
-                if (progress) {
-                  fmt::print(stderr, "\r\033[K");
-                }
-                if (!output.json) {
-                  fmt::print("{}", ToText(results.back()));
-                  std::fflush(stdout);
-                }
-                if (!command.dump_folder) {
-                  fs::remove_all(all[step].step.out);
-                }
-                show(step + 1);
-              });
-  if (progress) {
-    fmt::print(stderr, "\r\033[K");
-  }
+  const auto begin = [&](std::size_t step) {
+    start = std::chrono::steady_clock::now();
+    if (step < all.size()) {
+      progress.Show(
+          fmt::format("[{}/{}] {} {}", step + 1, all.size(), all[step].step.id, all[step].options));
+    }
+  };
+  const auto answered = [&](std::size_t step, const ProducerAnswer& answer) {
+    results.push_back(ResultOf(common, producer.name, all[step], answer));
+    results.back().seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    progress.Clear();
+    if (!output.json) {
+      fmt::print("{}", ToText(results.back()));
+      std::fflush(stdout);
+    }
+    if (!command.dump_folder) {
+      std::error_code ignored;  // the scratch folder goes as a whole
+      fs::remove_all(all[step].step.out, ignored);
+    }
+    begin(step + 1);
+  };
+  progress.Show(fmt::format("{} starts", producer.name));
+  RunProducer(producer, steps, scratch.path().string(), deadlines,
+              {.ready = [&] { begin(0); }, .answered = answered});
+  progress.Clear();
   return Finish(results, static_cast<std::int64_t>(all.size()), output);
 }
 

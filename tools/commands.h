@@ -32,7 +32,7 @@ struct RunCommand {
   std::optional<std::uint64_t>
       seed;  // instead of the cases' own, which their golden files speak of
   std::optional<std::string> dump_folder;
-  double deadline_seconds = 20.0;
+  std::optional<std::chrono::milliseconds> deadline;  // of any wait for a rank
   std::string producer;                       // another framework instead of the built-in step
   std::vector<std::string> producer_options;  // "KEY=V1,V2"
 };

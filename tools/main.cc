@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 
@@ -76,31 +77,42 @@ int Main(int argc, char** argv) {
   RunCommand run_command;
   std::string dump_folder;
   auto* run = app.add_subcommand(
-      "run", "Run cases with the built-in step and judge them; all of them by default");
+      "run",
+      "Run cases with the built-in step, or another framework's, and judge them; all of them by "
+      "default");
   run->add_option("SELECT", run_command.select, kSelectHelp);
   run->add_option("--layout", run_command.layout,
                   "Run on this layout instead of the cases' own, e.g. dp2.tp2.ep2.etp1");
   run->add_option("--dtype", run_command.dtype, "Only float64, float32 or bfloat16");
-  run->add_option("--backend", run_command.backend, "threads, gloo or nccl")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"threads", "gloo", "nccl"}));
-  run->add_option("--fault", run_command.fault,
-                  fmt::format("Plant a fault: 'drop d_gate_ED@tp', or another of {}",
-                              fmt::join(FaultForms(), ", ")));
-  run->add_option(
+  auto* backend = run->add_option("--backend", run_command.backend, "threads, gloo or nccl")
+                      ->capture_default_str()
+                      ->check(CLI::IsMember({"threads", "gloo", "nccl"}));
+  auto* fault = run->add_option("--fault", run_command.fault,
+                                fmt::format("Plant a fault: 'drop d_gate_ED@tp', or another of {}",
+                                            fmt::join(FaultForms(), ", ")));
+  auto* seed = run->add_option(
       "--seed", run_command.seed,
       "Draw the inputs from this seed and judge by the error model alone, as soak does");
   run->add_option("--dump", dump_folder, "Keep the dump of every run below this folder");
-  run->add_option("--deadline", run_command.deadline_seconds,
-                  "Seconds that any wait for a rank may take")
-      ->capture_default_str()
-      ->check(CLI::Range(0.1, 3600.0));
-  run->add_option("--producer", run_command.producer,
-                  "Run another framework's step instead: torchtitan==0.2.2, megatron-core==0.19.2, "
-                  "or a program of your own (tools/adapters/README.md); in float64 unless --dtype "
-                  "says otherwise");
+  double deadline_seconds = 0.0;
+  auto* deadline =
+      run->add_option(
+             "--deadline", deadline_seconds,
+             "Seconds that any wait for a rank may take (20), or a step of a producer (60)")
+          ->check(CLI::Range(0.1, 3600.0));
+  auto* producer =
+      run->add_option(
+             "--producer", run_command.producer,
+             "Run another framework's step instead: torchtitan==0.2.2, megatron-core==0.19.2, "
+             "or a program of your own (tools/adapters/README.md); as it is, so no faults are "
+             "planted, and in float64 unless --dtype says otherwise")
+          ->excludes(backend)
+          ->excludes(fault)
+          ->excludes(seed);
   run->add_option("--producer-option", run_command.producer_options,
-                  "KEY=VALUE for the producer; KEY=A,B runs every step with either");
+                  "KEY=VALUE for the producer; KEY=A,B runs every step with either")
+      ->allow_extra_args(false)
+      ->needs(producer);
   add_output(run);
 
 #ifdef MOEGATE_STEP
@@ -193,7 +205,14 @@ int Main(int argc, char** argv) {
     if (!dump_folder.empty()) {
       run_command.dump_folder = dump_folder;
     }
-    if (!run_command.producer.empty()) {
+    if (deadline->count() > 0) {
+      if (!std::isfinite(deadline_seconds)) {
+        throw Error("--deadline", "is not a number of seconds");
+      }
+      run_command.deadline =
+          std::chrono::milliseconds(static_cast<std::int64_t>(deadline_seconds * 1000.0));
+    }
+    if (producer->count() > 0) {
       return RunWithProducer(common, run_command, output);
     }
 #ifdef MOEGATE_STEP
