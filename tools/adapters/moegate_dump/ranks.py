@@ -216,7 +216,7 @@ def _watch(ranks, step, scratch):
                 if status != 0:
                     failed[rank] = status
                     settle = settle or time.monotonic() + _SETTLE_S
-        if time.monotonic() > deadline and not failed:
+        if running and not failed and time.monotonic() > deadline:
             raise DumpError(f"ranks {', '.join(map(str, running))} of {len(ranks)} did not end within "
                             f"{step.deadline_s:g} s{_last_words(scratch, min(running))}")
         time.sleep(0.005)
