@@ -30,7 +30,7 @@ const std::map<std::string, std::string> kAdapters = {{"megatron-core", "megatro
 // may take: a machine on which ranks are slow is slow at the rest as well.
 constexpr std::chrono::seconds kStepSlack{5};
 // To go once everything is said.
-constexpr std::chrono::seconds kGoing{10};
+constexpr std::chrono::seconds kGoing{5};
 // A large wheel over a slow line. Pip has deadlines of its own for a line that is dead.
 constexpr std::chrono::hours kDownload{24};
 // More than the answers to any sweep; a program that prints so much is none that answers.
@@ -219,6 +219,7 @@ void RunProducer(const Producer& producer, const std::vector<ProducerStep>& step
   std::vector<std::string> command = producer.command;
   command.insert(command.end(), {"--steps", WriteSteps(steps, scratch_folder, deadlines.step)});
   const std::string path = (fs::path(scratch_folder) / "answers").string();
+  fs::remove(path);  // an earlier producer's
   Answers answers(path, producer.name, steps);
   bool listener_failed = false;
   const auto hand_on = [&](const auto& listen) {
