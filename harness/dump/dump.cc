@@ -15,6 +15,7 @@ namespace {
 
 constexpr std::string_view kRankPrefix = "rank-";
 constexpr std::string_view kRankSuffix = ".safetensors";
+constexpr std::string_view kPartialSuffix = ".partial";
 
 std::string PathIn(const std::string& folder, const std::string& file) {
   return (std::filesystem::path(folder) / file).string();
@@ -105,6 +106,65 @@ void CheckRank(const Manifest& manifest, const SafetensorsFile& file, std::int64
   CheckExactlyHolds(file, required, "the manifest lists");
 }
 
+// What a rank file says of itself, where it says anything: a file of another run or another rank
+// has the right shapes as often as not.
+void CheckMetadata(const Manifest& manifest, const std::vector<SafetensorsFile>& ranks) {
+  const std::string world = std::to_string(manifest.WorldSize());
+  std::string torch;  // what all must have been written by, and who says so
+  std::string torch_of;
+  if (const auto version = manifest.versions.find("torch"); version != manifest.versions.end()) {
+    torch = version->second;
+    torch_of = "the manifest says";
+  }
+  for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+    const auto& metadata = ranks[rank].metadata();
+    if (const auto of = metadata.find("rank");
+        of != metadata.end() && of->second != std::to_string(rank)) {
+      throw Error(ranks[rank].name(), fmt::format("says that it is of rank {}; it stands for rank "
+                                                  "{}, so files were mixed up",
+                                                  Quoted(of->second), rank));
+    }
+    if (const auto of = metadata.find("world"); of != metadata.end() && of->second != world) {
+      throw Error(
+          ranks[rank].name(),
+          fmt::format("says that it is of a world of {} ranks; the manifest has {}, so they "
+                      "are of different runs",
+                      Quoted(of->second), world));
+    }
+    if (const auto of = metadata.find("torch"); of != metadata.end()) {
+      if (torch_of.empty()) {
+        torch = of->second;
+        torch_of = fmt::format("rank {} by", rank);
+      }
+      if (of->second != torch) {
+        throw Error(ranks[rank].name(),
+                    fmt::format("was written by torch {}, {} {}; all ranks of a step run one "
+                                "version",
+                                Quoted(of->second), torch_of, Quoted(torch)));
+      }
+    }
+  }
+}
+
+// A dump gets its name, and its manifest, when it is whole; anything else is never judged.
+void RefuseHalfWritten(const std::string& folder) {
+  const std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
+  const std::string name = (path.has_filename() ? path : path.parent_path()).filename().string();
+  if (name.ends_with(kPartialSuffix)) {
+    throw Error(folder, fmt::format("is half-written: a producer drops {} from the name when the "
+                                    "dump is whole",
+                                    kPartialSuffix));
+  }
+  std::error_code code;
+  if (!std::filesystem::exists(PathIn(folder, kManifestName), code)) {
+    const std::size_t ranks = RankFilesIn(folder).size();
+    throw Error(folder, ranks > 0 ? fmt::format("is half-written: it has {} rank files and no {}, "
+                                                "which is written last",
+                                                ranks, kManifestName)
+                                  : fmt::format("has no {}, so it is no dump", kManifestName));
+  }
+}
+
 void CheckInputs(const Manifest& manifest, const SafetensorsFile& file) {
   std::map<std::string, Required> required;
   for (const TensorInfo& input : InputsOf(manifest.model)) {
@@ -128,6 +188,7 @@ Dump OpenDump(const std::string& folder) {
   if (!std::filesystem::is_directory(folder, code)) {
     throw Error(folder, "is not a folder; a dump is a folder with a manifest.json");
   }
+  RefuseHalfWritten(folder);
   const std::string manifest_path = PathIn(folder, kManifestName);
   Manifest manifest = ParseManifest(ReadJsonFile(manifest_path), manifest_path);
   const std::int64_t world = manifest.WorldSize();
@@ -164,6 +225,7 @@ Dump MakeDump(std::string name, Manifest manifest, std::vector<SafetensorsFile> 
     throw Error(name, inputs ? "has inputs that the manifest does not name"
                              : "lacks the inputs that the manifest names");
   }
+  CheckMetadata(manifest, ranks);
   for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
     CheckRank(manifest, ranks[rank], static_cast<std::int64_t>(rank));
   }

@@ -27,7 +27,10 @@ std::string RankFileName(std::int64_t rank);  // "rank-00003.safetensors"
 
 // Opens a folder: reads the manifest, maps every rank file (a missing rank is an Error that names
 // it; so is a file of a rank beyond the world), and checks that each rank file holds exactly the
-// tensors of the manifest with the local shapes that their placements give. Throws Error.
+// tensors of the manifest with the local shapes that their placements give. Metadata of a rank file
+// must agree where there is any: "rank", "world", and "torch" with the manifest's versions or the
+// other ranks. A half-written folder (NAME.partial, or rank files without a manifest) is an Error.
+// Throws Error.
 Dump OpenDump(const std::string& folder);
 
 // The same checks on parts that are already in memory.

@@ -35,7 +35,8 @@ struct Spec {
 using Specs = std::map<std::string, Spec>;
 
 // A file of tensors whose bytes are all `fill`.
-SafetensorsFile FileOf(const Specs& specs, const std::string& name, int fill = 0) {
+SafetensorsFile FileOf(const Specs& specs, const std::string& name, int fill = 0,
+                       const std::map<std::string, std::string>& metadata = {}) {
   std::map<std::string, std::vector<std::byte>> bytes;
   std::map<std::string, TensorView> views;
   for (const auto& [tensor, spec] : specs) {
@@ -43,7 +44,7 @@ SafetensorsFile FileOf(const Specs& specs, const std::string& name, int fill = 0
                          static_cast<std::byte>(fill));
     views[tensor] = {spec.dtype, spec.shape, bytes[tensor]};
   }
-  return SafetensorsFile::FromBytes(EncodeSafetensors(views), name);
+  return SafetensorsFile::FromBytes(EncodeSafetensors(views, metadata), name);
 }
 
 Specs RankSpecs() {
@@ -121,10 +122,27 @@ TEST_F(DumpFolder, NamesARankBeyondTheWorld) {
 TEST_F(DumpFolder, NamesMissingFiles) {
   std::filesystem::remove(In("inputs.safetensors"));
   EXPECT_EQ(Fault(), In("inputs.safetensors") + ": does not exist");
-  std::filesystem::remove(In(kManifestName));
-  EXPECT_EQ(Fault(), In(kManifestName) + ": does not exist");
   EXPECT_EQ(FaultOf([&] { OpenDump(In("none")); }),
             In("none") + ": is not a folder; a dump is a folder with a manifest.json");
+}
+
+TEST_F(DumpFolder, IsNotReadWhereItIsHalfWritten) {
+  const std::string partial = folder_ + "/d.partial";
+  std::filesystem::create_directory(partial);
+  WriteDump(partial, Make(RankSpecs(), InputSpecs()));
+  for (const char* ending : {"", "/", "/."}) {
+    EXPECT_EQ(FaultOf([&] { OpenDump(partial + ending); }),
+              partial + ending +
+                  ": is half-written: a producer drops .partial from the name when the dump is "
+                  "whole");
+  }
+  std::filesystem::remove(In(kManifestName));
+  EXPECT_EQ(Fault(), folder_ +
+                         ": is half-written: it has 2 rank files and no manifest.json, which is "
+                         "written last");
+  std::filesystem::remove(In("rank-00000.safetensors"));
+  std::filesystem::remove(In("rank-00001.safetensors"));
+  EXPECT_EQ(Fault(), folder_ + ": has no manifest.json, so it is no dump");
 }
 
 TEST_F(DumpFolder, ReplacesAnEarlierDumpOfMoreRanks) {
@@ -183,6 +201,35 @@ TEST(MakeDump, HoldsEachRankToTheManifest) {
     EXPECT_EQ(FaultOf([&] { Make(With(RankSpecs(), change), InputSpecs()); }), change.message)
         << change.tensor;
   }
+}
+
+TEST(MakeDump, HoldsWhatRankFilesSayOfThemselvesToTheManifest) {
+  using Metadata = std::map<std::string, std::string>;
+  const auto fault = [](const Metadata& rank0, const Metadata& rank1,
+                        const std::map<std::string, std::string>& versions = {}) {
+    Manifest manifest = ParseManifest(ParseJson(kManifest, "m"), "m");
+    manifest.versions = versions;
+    return FaultOf([&] {
+      MakeDump("d", manifest,
+               {FileOf(RankSpecs(), "r0", 0, rank0), FileOf(RankSpecs(), "r1", 1, rank1)},
+               FileOf(InputSpecs(), "in"));
+    });
+  };
+  const Metadata whole0 = {{"rank", "0"}, {"world", "2"}, {"torch", "2.11.0"}, {"format", "pt"}};
+  const Metadata whole1 = {{"rank", "1"}, {"world", "2"}, {"torch", "2.11.0"}};
+  EXPECT_EQ(fault(whole0, whole1), "");
+  EXPECT_EQ(fault(whole0, {}, {{"torch", "2.11.0"}}), "");
+  EXPECT_EQ(fault(whole0, {{"rank", "0"}}),
+            "r1: says that it is of rank \"0\"; it stands for rank 1, so files were mixed up");
+  EXPECT_EQ(fault({{"world", "4\n"}}, whole1),
+            "r0: says that it is of a world of \"4\\n\" ranks; the manifest has 2, so they are of "
+            "different runs");
+  EXPECT_EQ(fault(whole0, {{"torch", "2.14.1"}}),
+            "r1: was written by torch \"2.14.1\", rank 0 by \"2.11.0\"; all ranks of a step run "
+            "one version");
+  EXPECT_EQ(fault(whole0, whole1, {{"torch", "2.14.1"}}),
+            "r0: was written by torch \"2.11.0\", the manifest says \"2.14.1\"; all ranks of a "
+            "step run one version");
 }
 
 TEST(MakeDump, HoldsTheInputsToTheModel) {
