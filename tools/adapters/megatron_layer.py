@@ -9,15 +9,8 @@ import importlib.metadata
 
 import torch
 import torch.distributed as dist
-from moegate_dump import MEGATRON, DumpError, Skip, capture, load_inputs
+from moegate_dump import MEGATRON, MEGATRON_SHARDS, DumpError, Skip, capture, load_inputs
 from moegate_dump.ranks import Step
-
-# Which part of a tensor a rank holds; the rest of the names is whole on every rank.
-SHARDS = {
-    "w1_EFD": {"ep": "S(0)", "etp": "S(1)"}, "w3_EFD": {"ep": "S(0)", "etp": "S(1)"},
-    "w2_EDF": {"ep": "S(0)", "etp": "S(2)"}, "shared_w1_FD": {"tp": "S(0)"}, "shared_w3_FD": {"tp": "S(0)"},
-    "shared_w2_DF": {"tp": "S(1)"},
-}
 
 
 class MegatronCore:
@@ -77,15 +70,13 @@ class MegatronCore:
         config = self._config(model, step)
         spec = self.specs.get_moe_module_spec(use_te=False, num_experts=model["experts"], moe_grouped_gemm=False)
         layer = spec(config=config, layer_number=1).to(step.device)
-        problem.fill(layer, MEGATRON, layout=layout, rank=rank, claims=SHARDS)
+        problem.fill(layer, MEGATRON, layout=layout, rank=rank, claims=MEGATRON_SHARDS)
         wrapped = self.distributed.DistributedDataParallel(
             config, self.distributed.DistributedDataParallelConfig(grad_reduce_in_fp32=False), layer)
         wrapped.train()
         wrapped.zero_grad_buffer()
 
-        # [S, B, D]: the rows of a rank go through its sequences side by side.
-        sequences = torch.tensor(layout.tokens(model["tokens"], rank)).view(layout.local_batch, -1)
-        tokens = sequences.t().flatten().tolist()
+        tokens = layout.tokens_side_by_side(model["tokens"], rank)
 
         def rows(name):
             value = problem.rows(name, tokens).to(step.device, step.dtype)
@@ -101,7 +92,7 @@ class MegatronCore:
         averaged = layout.dp_replicate * layout.dp_shard * layout.cp
         topk = chosen[0].nonzero()[:, 1].view(-1, model["top_k"])
         capture(step.out, layout=layout, x=x, d_y=d_y, y=y, module=layer, names=MEGATRON, problem=problem, tokens=tokens,
-                gradient=lambda parameter: parameter.main_grad, topk_expert=topk, claims=SHARDS,
+                gradient=lambda parameter: parameter.main_grad, topk_expert=topk, claims=MEGATRON_SHARDS,
                 scale={"dense": averaged, "expert": averaged}, casts={"scores_TE": "float32"},
                 producer=f"megatron-core {self.release}, MoELayer, {step.options['dispatcher']} dispatcher",
                 versions={"megatron-core": self.release})

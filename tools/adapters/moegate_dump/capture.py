@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from .errors import DumpError
 from .layout import Layout
 from .names import BUFFERS, PARAMETERS, Holds, NameMap, find
-from .placement import claims_of, full_value, local_value, parse, with_dim
+from .placement import claims_of, full_value, local_value, parse, shard_of, with_dim
 from .problem import Problem, mesh_of, parameters_of, shape_of
 
 _DTYPES = {torch.float64: "float64", torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -70,8 +70,7 @@ def capture(folder, *, layout: Layout, x: torch.Tensor, d_y: torch.Tensor, y: to
     wrong on one: then no folder is there. Values go to files and through no collective.
     """
     rank, world = (dist.get_rank(group), dist.get_world_size(group)) if dist.is_initialized() else (0, 1)
-    folder = Path(folder)
-    temporary = folder.with_name(folder.name + ".partial")
+    into = DumpFolder(folder, problem)
 
     def describe():
         if world != layout.world:
@@ -80,57 +79,74 @@ def capture(folder, *, layout: Layout, x: torch.Tensor, d_y: torch.Tensor, y: to
             raise DumpError("give either problem or model")
         if (module is None) == (parameters is None):
             raise DumpError("give either module or parameters")
-        sizes = problem.model if problem else model
-        rows = layout.tokens(sizes["tokens"], rank) if tokens is None else [int(token) for token in tokens]
-        dump = _RankDump()
-        reader = _Reader(layout, rank, sizes, names, claims or {}, axes, scale or {}, full)
-        reader.read_rows(dump, rows, y=y, d_x=x.grad if d_x is None else d_x, topk_expert=topk_expert)
-        held = dict(module.named_parameters()) if module is not None else dict(parameters)
-        reader.read_gradients(dump, held, gradient, ignore, not_dumped)
-        if problem is None:
-            buffers = {} if module is None else dict(module.named_buffers())
-            reader.read_inputs(dump, rows, x, d_y, held, buffers)
-        manifest = {
-            "schema": 1, "producer": producer,
-            "versions": {"torch": torch.__version__.split("+")[0], **(versions or {})},
-            "mesh": layout.mesh_json(), "layout": layout.json(), "model": sizes,
-            "dtype": _DTYPES[y.dtype], "loss": {"kind": "dot_with_cotangent", "reduction": "sum"},
-        }
-        if casts:
-            manifest["casts"] = casts
-        if problem is not None:
-            manifest.update({"case": problem.case, "inputs": "inputs.safetensors"})
-        if not_dumped:
-            manifest["not_dumped"] = list(not_dumped)
-        return dump, {"manifest": manifest, "tokens": rows, "missing": dump.missing,
-                      "tensors": {name: _described(name, one, sizes) for name, one in dump.held.items()}}
+        return read_rank(rank, layout=layout, x=x, d_y=d_y, y=y, d_x=x.grad if d_x is None else d_x, names=names,
+                         parameters=dict(parameters if module is None else module.named_parameters()),
+                         buffers={} if module is None else dict(module.named_buffers()), problem=problem, model=model,
+                         tokens=tokens, gradient=gradient, topk_expert=topk_expert, claims=claims, axes=axes, full=full,
+                         scale=scale, casts=casts, ignore=ignore, not_dumped=not_dumped, producer=producer,
+                         versions={"torch": torch.__version__.split("+")[0], **(versions or {})})
 
     agree = _Agreement(rank, world, group)
     dump, described = agree.on(describe, both=True)
-    manifest = agree.on(lambda: _merged(described) if rank == 0 else None)[0]
+    manifest = agree.on(lambda: merged(described) if rank == 0 else None)[0]
+    agree.on(lambda: into.make_room() if rank == 0 else None)
+    agree.on(lambda: into.write_rank(rank, dump, manifest))
+    agree.on(lambda: into.finish(manifest) if rank == 0 else None)
+    return into.folder
 
-    def make_room():
-        if rank == 0:
-            if folder.exists():
-                raise DumpError(f"{folder} is there already; give another folder, or remove it")
-            shutil.rmtree(temporary, ignore_errors=True)  # of a run that did not end
-            temporary.mkdir(parents=True)
 
-    def write_rank():
+def read_rank(rank, *, layout, x, d_y, y, d_x, names, parameters, buffers, problem, model, tokens, gradient, claims,
+              scale, casts, producer, versions, topk_expert=None, axes=None, full=False, ignore=(), not_dumped=()):
+    """One rank's (tensors, description) for merged and DumpFolder; its arguments are capture's. Needs no other rank."""
+    sizes = problem.model if problem else model
+    rows = layout.tokens(sizes["tokens"], rank) if tokens is None else [int(token) for token in tokens]
+    dump = _RankDump()
+    reader = _Reader(layout, rank, sizes, names, claims or {}, axes, scale or {}, full)
+    reader.read_rows(dump, rows, y=y, d_x=d_x, topk_expert=topk_expert)
+    reader.read_gradients(dump, parameters, gradient, ignore, not_dumped)
+    if problem is None:
+        reader.read_inputs(dump, rows, x, d_y, parameters, buffers)
+    manifest = {
+        "schema": 1, "producer": producer, "versions": versions,
+        "mesh": layout.mesh_json(), "layout": layout.json(), "model": sizes,
+        "dtype": _DTYPES[y.dtype], "loss": {"kind": "dot_with_cotangent", "reduction": "sum"},
+    }
+    if casts:
+        manifest["casts"] = casts
+    if problem is not None:
+        manifest.update({"case": problem.case, "inputs": "inputs.safetensors"})
+    if not_dumped:
+        manifest["not_dumped"] = list(not_dumped)
+    return dump, {"manifest": manifest, "tokens": rows, "missing": dump.missing,
+                  "tensors": {name: _described(name, one, sizes) for name, one in dump.held.items()}}
+
+
+class DumpFolder:
+    """Writes a dump beside its place and puts it there when it is whole."""
+
+    def __init__(self, folder, problem: Problem | None):
+        self.folder, self.problem = Path(folder), problem
+        self.temporary = self.folder.with_name(self.folder.name + ".partial")
+
+    def make_room(self) -> None:
+        if self.folder.exists():
+            raise DumpError(f"{self.folder} is there already; give another folder, or remove it")
+        shutil.rmtree(self.temporary, ignore_errors=True)  # of a run that did not end
+        self.temporary.mkdir(parents=True)
+
+    def write_rank(self, rank: int, dump: _RankDump, manifest: dict) -> None:
         held = {name: one.value.contiguous().cpu() for name, one in dump.held.items() if name in manifest["tensors"]}
-        save_file(held, str(temporary / f"rank-{rank:05}.safetensors"),
-                  metadata={"rank": str(rank), "world": str(world), "torch": manifest["versions"]["torch"]})
+        save_file(held, str(self.temporary / f"rank-{rank:05}.safetensors"),
+                  metadata={"rank": str(rank), "world": str(len(manifest["tokens"])), **manifest["versions"]})
 
-    def finish():
-        if rank == 0:
-            if problem is not None:
-                shutil.copyfile(problem.folder / "inputs.safetensors", temporary / "inputs.safetensors")
-            (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-            temporary.rename(folder)
+    def finish(self, manifest: dict) -> None:
+        if self.problem is not None:
+            shutil.copyfile(self.problem.folder / "inputs.safetensors", self.temporary / "inputs.safetensors")
+        (self.temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        self.temporary.rename(self.folder)
 
-    for step in (make_room, write_rank, finish):
-        agree.on(step)
-    return folder
+    def remove(self) -> None:
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 class _Reader:
@@ -249,6 +265,11 @@ class _Reader:
             raise DumpError(f"{tensor}: {len(pieces)} parameters are mapped to it; use {{e}} for the expert's number")
         else:
             value = torch.stack([piece[1] for piece in sorted(pieces, key=lambda piece: piece[0])])
+        whole = torch.empty(shape_of(tensor, self.model), device="meta")
+        share = shard_of(whole, claims, self.layout, self.rank, mesh_of(tensor))
+        if value.shape != share.shape:
+            raise DumpError(f"{tensor} has the local shape {list(value.shape)}, and {claims or 'what is whole'} of "
+                            f"{list(whole.shape)} is {list(share.shape)}")
         return self._held(f"d_{tensor}", value, claims,
                           own_scale * scale.get(tensor, scale.get(mesh_of(tensor), 1.0)))
 
@@ -282,7 +303,7 @@ def _described(name, held: _Held, model):
     return described
 
 
-def _merged(ranks: list[dict]) -> dict:
+def merged(ranks: list[dict]) -> dict:
     """One manifest of what all ranks said. Throws DumpError where they do not agree."""
     manifest = ranks[0]["manifest"]
     for rank, said in enumerate(ranks):

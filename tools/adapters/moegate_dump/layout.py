@@ -98,6 +98,12 @@ class Layout:
                  + self.coordinate(rank, "dp_shard")) * self.local_batch
         return [(first + sequence) * length + start + i for sequence in range(self.local_batch) for i in range(chunk)]
 
+    def tokens_side_by_side(self, count: int, rank: int) -> list[int]:
+        """The same tokens in the order of Megatron's [S, B, D]: the rank's sequences side by side."""
+        tokens = self.tokens(count, rank)
+        length = len(tokens) // self.local_batch
+        return [tokens[sequence * length + i] for i in range(length) for sequence in range(self.local_batch)]
+
     def mesh_json(self) -> dict:
         return {kind: {"axes": list(self.axes(kind)), "sizes": [self.size(axis) for axis in self.axes(kind)]}
                 for kind in ("dense", "expert")}

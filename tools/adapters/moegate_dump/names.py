@@ -99,6 +99,13 @@ MEGATRON: NameMap = {
     "shared_experts.gate_weight": "shared_gate_D",
 }
 
+# Which part of a tensor a rank of Megatron holds, as claims; the rest of the names is whole on every rank.
+MEGATRON_SHARDS = {
+    "w1_EFD": {"ep": "S(0)", "etp": "S(1)"}, "w3_EFD": {"ep": "S(0)", "etp": "S(1)"},
+    "w2_EDF": {"ep": "S(0)", "etp": "S(2)"}, "shared_w1_FD": {"tp": "S(0)"}, "shared_w3_FD": {"tp": "S(0)"},
+    "shared_w2_DF": {"tp": "S(1)"},
+}
+
 
 @dataclass(frozen=True)
 class Named:
