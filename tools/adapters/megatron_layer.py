@@ -25,10 +25,8 @@ class MegatronCore:
                             f"megatron-core=={release}`") from None
         if self.release != release:
             raise DumpError(f"megatron-core {self.release} is installed here, not {release}")
-        # Its fused functions run as they are written: to compile them takes each rank seconds, and a compiler.
-        import torch._dynamo
-
-        torch._dynamo.config.disable = True
+        # Its fused functions run as they are written: to compile them takes every start seconds, and a compiler.
+        torch.compile = lambda function=None, **options: function or (lambda later: later)
         import megatron.core.distributed as distributed
         import megatron.core.models.gpt.moe_module_specs as specs
         import megatron.core.parallel_state as parallel_state
