@@ -90,8 +90,13 @@ def capture(folder, *, layout: Layout, x: torch.Tensor, d_y: torch.Tensor, y: to
     dump, described = agree.on(describe, both=True)
     manifest = agree.on(lambda: merged(described) if rank == 0 else None)[0]
     agree.on(lambda: into.make_room() if rank == 0 else None)
-    agree.on(lambda: into.write_rank(rank, dump, manifest))
-    agree.on(lambda: into.finish(manifest) if rank == 0 else None)
+    try:
+        agree.on(lambda: into.write_rank(rank, dump, manifest))
+        agree.on(lambda: into.finish(manifest) if rank == 0 else None)
+    except DumpError:  # all ranks are here, so none writes any more
+        if rank == 0:
+            into.remove()
+        raise
     return into.folder
 
 
@@ -135,7 +140,8 @@ class DumpFolder:
         self.temporary.mkdir(parents=True)
 
     def write_rank(self, rank: int, dump: _RankDump, manifest: dict) -> None:
-        held = {name: one.value.contiguous().cpu() for name, one in dump.held.items() if name in manifest["tensors"]}
+        held = {name: one.value.cpu().clone(memory_format=torch.contiguous_format)  # save_file refuses shared memory
+                for name, one in dump.held.items() if name in manifest["tensors"]}
         save_file(held, str(self.temporary / f"rank-{rank:05}.safetensors"),
                   metadata={"rank": str(rank), "world": str(len(manifest["tokens"])), **manifest["versions"]})
 
@@ -347,12 +353,14 @@ class _Agreement:
 
     def on(self, action, both=False):
         """What action() returned on every rank; with `both` (own, shared) results, where only shared ones travel."""
-        own, said = None, {"result": None}
+        own, said, cause = None, {"result": None}, None
         try:
             result = action()
             own, said["result"] = result if both else (None, result)
         except (DumpError, OSError) as error:
-            said["error"] = str(error)
+            said["error"], cause = str(error), error
+        except Exception as error:  # of a caller's `gradient`, say; the other ranks must not wait for this one
+            said["error"], cause = f"{type(error).__name__}: {error}", error
         answers = [said]
         if self.world > 1:
             answers = [None] * self.world
@@ -360,6 +368,6 @@ class _Agreement:
         for rank, answer in enumerate(answers):
             if "error" in answer:
                 where = f"rank {rank}: " if self.world > 1 and "ranks 0 and" not in answer["error"] else ""
-                raise DumpError(where + answer["error"])
+                raise DumpError(where + answer["error"]) from cause
         results = [answer["result"] for answer in answers]
         return (own, results) if both else results
