@@ -16,6 +16,7 @@ import ctypes
 import datetime
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -35,6 +36,7 @@ _LAST_WORDS = 2000  # bytes of a rank's output that are shown
 _GRACE_S = 2.0  # from SIGTERM to SIGKILL
 _SETTLE_S = 0.3  # from the first failure to the choice of the culprit: the first rank to end is often a victim
 _PR_SET_PDEATHSIG = 1
+_PEER_WENT = re.compile("Connection (closed|reset) by peer|Broken pipe")  # Gloo's words
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ def _culprit(failed, world, scratch):
         if said.exists():
             return said.read_text()
     # A rank whose peer went away says so, and is not the one to blame.
-    rank = min(failed, key=lambda rank: ("Connection closed by peer" in _last_words(scratch, rank), rank))
+    rank = min(failed, key=lambda rank: (bool(_PEER_WENT.search(_last_words(scratch, rank))), rank))
     code = os.waitstatus_to_exitcode(failed[rank])
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
     return f"rank {rank} of {world} {how}{_last_words(scratch, rank)}"
