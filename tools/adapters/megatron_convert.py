@@ -73,6 +73,9 @@ def convert(saved: Path, out: Path) -> None:
     if len(tokens) != layout.world:
         raise DumpError(f'{saved / "sizes.json"}: "tokens" has {len(tokens)} lists, the layout {layout.world} ranks')
     files = [saved / f"rank-{rank:05}.safetensors" for rank in range(layout.world)]
+    for file in files:
+        if not file.exists():
+            raise DumpError(f"{file} is not there; the layout {sizes['layout']} has {layout.world} ranks")
     others = sorted(set(saved.glob("rank-*")) - set(files))
     if others:
         raise DumpError(f"{others[0]} is there, and the layout {sizes['layout']} has {layout.world} ranks")
@@ -117,8 +120,6 @@ def _sizes(file: Path) -> dict:
 
 def _read(file, rank, layout, model, problem, tokens, sizes):
     """One rank's part of the dump."""
-    if not file.exists():
-        raise DumpError(f"{file} is not there; the layout {sizes['layout']} has {layout.world} ranks")
     try:
         held = load_file(str(file))
     except SafetensorError as error:
@@ -131,8 +132,8 @@ def _read(file, rank, layout, model, problem, tokens, sizes):
         elif kind in ("grad", "weight") and find(MEGATRON, name):
             (gradients if kind == "grad" else weights)[name] = value
         else:
-            raise DumpError(f'{file}: "{key}" is nothing of an MoE layer of Megatron; use grad:NAME or weight:NAME with '
-                            f"a prefix and one of {', '.join(MEGATRON)}, or x, d_y, y, d_x")
+            raise DumpError(f'{file}: "{key}" is nothing of an MoE layer of Megatron; use grad:NAME or weight:NAME, '
+                            f"where NAME ends with one of {', '.join(MEGATRON)}, or x, d_y, y, d_x")
     for key in ("y", "d_x", *(() if problem else ("x", "d_y"))):
         if key not in rows:
             raise DumpError(f'{file} lacks "{key}"')
