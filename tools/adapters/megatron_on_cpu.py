@@ -3,8 +3,7 @@
 - torch.cuda's current_device, streams, events and synchronize, and Tensor.cuda, mean the CPU: they are called whatever
   the device is. There is one device and everything runs in order.
 - maybe_move_tensor_to_cpu returns numpy arrays of tensors that are on the CPU already, as it does of others.
-- all_gather and reduce_scatter of lists of different sizes, which Gloo refuses: gathered padded to the largest and cut
-  again; reduced whole and cut. The results are the same.
+- all_gather of a list of different sizes, which Gloo refuses: gathered padded to the largest and cut again.
 """
 
 import contextlib
@@ -37,7 +36,6 @@ def adapt() -> None:
 
     moe_utils.maybe_move_tensor_to_cpu = token_dispatcher.maybe_move_tensor_to_cpu = _as_it_is
     dist.all_gather = _uneven_all_gather(dist.all_gather)
-    dist.reduce_scatter = _uneven_reduce_scatter
 
 
 def _as_it_is(tensor, as_numpy=False, record_stream=False):
@@ -57,9 +55,3 @@ def _uneven_all_gather(even):
             output.copy_(all_rows[:output.shape[0]])
 
     return all_gather
-
-
-def _uneven_reduce_scatter(output, inputs, op=dist.ReduceOp.SUM, group=None, async_op=False):
-    whole = torch.cat(inputs)
-    dist.all_reduce(whole, op=op, group=group)
-    output.copy_(torch.split(whole, [part.shape[0] for part in inputs])[dist.get_rank(group)])
