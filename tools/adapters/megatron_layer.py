@@ -44,16 +44,16 @@ class MegatronCore:
             raise Skip(f"{me} refuses to train an MoE layer with tp and without sequence parallelism")
         if sigmoid and model["top_k"] > 1 and not model.get("route_norm"):
             raise Skip(f"{me} normalises sigmoid scores where top_k is over 1")
-        if sigmoid and model["top_k"] == 1 and model.get("route_norm"):
-            raise Skip(f"{me} does not normalise sigmoid scores where top_k is 1")
+        if model["top_k"] == 1 and model.get("route_norm"):
+            raise Skip(f"{me} does not normalise scores where top_k is 1")
         if model.get("score_placement", "after_experts") == "before_experts" and model["top_k"] > 1:
             raise Skip(f"{me} applies scores before the experts only where top_k is 1")
         if model.get("expert_bias") and not sigmoid:
             raise Skip(f"{me} has an expert bias only with sigmoid scores")
-        if model.get("expert_groups", 1) > 1 and model["top_k"] != 2 * model["limited_groups"]:
+        if _limits_groups(model) and model["top_k"] // model.get("limited_groups", 1) != 2:
             raise Skip(f"{me} ranks groups by their top_k / limited_groups best experts, which are not 2 here")
-        if not sigmoid and not model.get("route_norm") and model["top_k"] > 1 and model.get("expert_groups", 1) > 1:
-            raise Skip(f"{me} has group-limited selection only with normalised scores")
+        if _limits_groups(model) and not sigmoid and model.get("route_norm"):
+            raise Skip(f"{me} ranks groups by logits where it normalises softmax scores")
 
     def run(self, step: Step) -> None:
         if step.device == "cpu":
@@ -96,7 +96,7 @@ class MegatronCore:
                 versions={"megatron-core": self.release})
 
     def _config(self, model, step):
-        layout, groups = step.layout, model.get("expert_groups", 1)
+        layout = step.layout
         softmax = model.get("score_function", "softmax") == "softmax"
         settings = {
             "num_layers": 1, "hidden_size": model["d_model"], "num_attention_heads": layout.tp, "ffn_hidden_size": model["d_expert"],
@@ -105,8 +105,8 @@ class MegatronCore:
             # After top-k, Megatron's softmax is softmax over all experts and then normalised.
             "moe_router_pre_softmax": softmax and not model.get("route_norm", False),
             "moe_router_topk_scaling_factor": model.get("route_scale", 1.0) if model.get("route_scale", 1.0) != 1 else None,
-            "moe_router_num_groups": groups if groups > 1 else None,
-            "moe_router_group_topk": model.get("limited_groups") if groups > 1 else None,
+            "moe_router_num_groups": model["expert_groups"] if _limits_groups(model) else None,
+            "moe_router_group_topk": model.get("limited_groups", 1) if _limits_groups(model) else None,
             "moe_router_enable_expert_bias": model.get("expert_bias", False),
             "moe_router_load_balancing_type": "none", "moe_aux_loss_coeff": 0.0,
             "moe_router_dtype": {torch.float64: "fp64", torch.float32: "fp32"}.get(step.dtype),
@@ -123,3 +123,8 @@ class MegatronCore:
         known = {field.name for field in dataclasses.fields(self.transformer_config.TransformerConfig)}
         return self.transformer_config.TransformerConfig(
             **{name: value for name, value in settings.items() if name in known})
+
+
+def _limits_groups(model):
+    """Whether a token may not choose from all groups of experts."""
+    return model.get("limited_groups", 1) < model.get("expert_groups", 1)
