@@ -89,8 +89,8 @@ class MegatronCore:
 
         averaged = layout.dp_replicate * layout.dp_shard * layout.cp
         topk = chosen[0].nonzero()[:, 1].view(-1, model["top_k"])
-        capture(step.out, layout=layout, x=x, d_y=d_y, y=y, module=layer, names=MEGATRON, problem=problem, tokens=tokens,
-                gradient=lambda parameter: parameter.main_grad, topk_expert=topk, claims=MEGATRON_SHARDS,
+        capture(step.out, layout=layout, x=x, d_y=d_y, y=y, module=layer, names=MEGATRON, problem=problem,
+                tokens=tokens, gradient=lambda parameter: parameter.main_grad, topk_expert=topk, claims=MEGATRON_SHARDS,
                 scale={"dense": averaged, "expert": averaged}, casts={"scores_TE": "float32"},
                 producer=f"megatron-core {self.release}, MoELayer, {step.options['dispatcher']} dispatcher",
                 versions={"megatron-core": self.release})
@@ -99,17 +99,19 @@ class MegatronCore:
         layout = step.layout
         softmax = model.get("score_function", "softmax") == "softmax"
         settings = {
-            "num_layers": 1, "hidden_size": model["d_model"], "num_attention_heads": layout.tp, "ffn_hidden_size": model["d_expert"],
-            "moe_ffn_hidden_size": model["d_expert"], "num_moe_experts": model["experts"],
+            "num_layers": 1, "hidden_size": model["d_model"], "num_attention_heads": layout.tp,
+            "ffn_hidden_size": model["d_expert"], "moe_ffn_hidden_size": model["d_expert"],
+            "num_moe_experts": model["experts"],
             "moe_router_topk": model["top_k"], "moe_router_score_function": "softmax" if softmax else "sigmoid",
             # After top-k, Megatron's softmax is softmax over all experts and then normalised.
             "moe_router_pre_softmax": softmax and not model.get("route_norm", False),
-            "moe_router_topk_scaling_factor": model.get("route_scale", 1.0) if model.get("route_scale", 1.0) != 1 else None,
+            "moe_router_topk_scaling_factor": model.get("route_scale", 1.0),
             "moe_router_num_groups": model["expert_groups"] if _limits_groups(model) else None,
             "moe_router_group_topk": model.get("limited_groups", 1) if _limits_groups(model) else None,
             "moe_router_enable_expert_bias": model.get("expert_bias", False),
             "moe_router_load_balancing_type": "none", "moe_aux_loss_coeff": 0.0,
-            "moe_router_dtype": {torch.float64: "fp64", torch.float32: "fp32"}.get(step.dtype),
+            # In bfloat16 Megatron would otherwise round logits and scores to it, which no router should.
+            "moe_router_dtype": "fp64" if step.dtype == torch.float64 else "fp32",
             "moe_token_dispatcher_type": step.options["dispatcher"],
             "moe_apply_probs_on_input": model.get("score_placement", "after_experts") == "before_experts",
             "moe_shared_expert_intermediate_size": model.get("d_shared") or None,
