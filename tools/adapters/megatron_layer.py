@@ -1,7 +1,8 @@
 """Megatron-core's MoELayer as a producer of dumps. Nothing of its arithmetic or collectives is replaced.
 
 What a CPU forces, all of it in megatron_on_cpu.py, is not done on CUDA. The dump repairs nothing: after
-finalize_model_grads every gradient is finished ("R") or sharded, averaged over dp * cp, which `scale` says.
+finalize_model_grads every gradient is finished ("R") or sharded, averaged over dp * cp or (per_token_loss=on) over all
+tokens, which `scale` says.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from moegate_dump.ranks import Step
 
 class MegatronCore:
     name = "megatron-core"
-    options = {"dispatcher": ("alltoall", "allgather"), "device": ("cpu", "cuda")}
+    options = {"dispatcher": ("alltoall", "allgather"), "per_token_loss": ("off", "on"), "device": ("cpu", "cuda")}
 
     def load(self, release: str) -> None:
         try:
@@ -85,15 +86,24 @@ class MegatronCore:
         x, d_y = rows("x_TD").requires_grad_(), rows("d_y_TD")
         y, _ = wrapped(x)
         (y * d_y).sum().backward()
-        self.distributed.finalize_model_grads([wrapped])
+        scale = self._finish_gradients(wrapped, model["tokens"], step)
 
-        averaged = layout.dp_replicate * layout.dp_shard * layout.cp
         topk = chosen[0].nonzero()[:, 1].view(-1, model["top_k"])
         capture(step.out, layout=layout, x=x, d_y=d_y, y=y, module=layer, names=MEGATRON, problem=problem,
                 tokens=tokens, gradient=lambda parameter: parameter.main_grad, topk_expert=topk, claims=MEGATRON_SHARDS,
-                scale={"dense": averaged, "expert": averaged}, casts={"scores_TE": "float32"},
+                scale={"dense": scale, "expert": scale}, casts={"scores_TE": "float32"},
                 producer=f"megatron-core {self.release}, MoELayer, {step.options['dispatcher']} dispatcher",
                 versions={"megatron-core": self.release})
+
+    def _finish_gradients(self, wrapped, tokens, step) -> float:
+        """What the gradients must then be multiplied by: Megatron averages over dp * cp or over all tokens."""
+        ranks = step.layout.dp_replicate * step.layout.dp_shard * step.layout.cp
+        if step.options["per_token_loss"] == "off":
+            self.distributed.finalize_model_grads([wrapped])
+            return ranks
+        # Counted before sequence parallelism splits them.
+        self.distributed.finalize_model_grads([wrapped], torch.tensor(tokens // ranks, device=step.device))
+        return 1.0 / (1.0 / torch.tensor(tokens)).item()  # it multiplies by the reciprocal, a float32
 
     def _config(self, model, step):
         layout = step.layout
@@ -117,6 +127,7 @@ class MegatronCore:
             "moe_shared_expert_intermediate_size": model.get("d_shared") or None,
             "moe_shared_expert_gate": model.get("shared_gate", False),
             "gated_linear_unit": True, "activation_func": torch.nn.functional.silu, "add_bias_linear": False,
+            "calculate_per_token_loss": step.options["per_token_loss"] == "on",
             "params_dtype": step.dtype, "bf16": step.dtype == torch.bfloat16, "use_cpu_initialization": True,
             "perform_initialization": False, "sequence_parallel": layout.tp > 1,
             "tensor_model_parallel_size": layout.tp, "context_parallel_size": layout.cp,
