@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Tests of moegate_dump and of megatron_convert.py; needs a python with torch, and moegate for the verdicts.
+"""Tests of moegate_dump, megatron_convert.py and of what Megatron is not asked to run; needs a python with torch, and
+moegate for the verdicts.
 
     .envs/torch-2.11.0/bin/python tools/adapters/adapters_test.py [MOEGATE] [unittest's arguments]
 """
@@ -18,6 +19,7 @@ import unittest
 from unittest import mock
 
 import megatron_convert
+import megatron_layer
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
@@ -26,7 +28,7 @@ from moegate_dump import (HUGGING_FACE, HUGGING_FACE_TRANSPOSED, MEGATRON, MEGAT
 from moegate_dump.names import find
 from moegate_dump.placement import shard_of
 from moegate_dump.problem import mesh_of
-from moegate_dump.ranks import serve
+from moegate_dump.ranks import Step, serve
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, Partial, Shard, init_device_mesh
 
@@ -460,6 +462,52 @@ class RanksTest(WithProblem):
         self.assertEqual(skipped, {"step": 1, "skipped": "tiny cannot"})
         self.assertIn("dump", fine)
         self.assertLess(time.monotonic() - started, 100)
+
+
+class MegatronTest(WithProblem):
+    """Which problems a release of Megatron-core can run; the release itself is not needed to say so."""
+
+    def skipped(self, layout="tp2", **changes):
+        """Why, or None."""
+        described = json.loads((self.problem_folder / "problem.json").read_text())
+        model = {**described["model"], "score_function": "softmax", "route_norm": True, "top_k": 4, **changes}
+        folder = self.folder / "problem"
+        shutil.copytree(self.problem_folder, folder, dirs_exist_ok=True)
+        (folder / "problem.json").write_text(json.dumps({**described, "model": model}))
+        megatron = megatron_layer.MegatronCore()
+        megatron.release = "0.19.2"
+        try:
+            megatron.check(Step(str(folder), Layout.parse(layout), torch.float64, str(self.dump)))
+        except Skip as skip:
+            return str(skip).removeprefix("megatron-core 0.19.2 ")
+        return None
+
+    def test_runs(self):
+        sigmoid = {"score_function": "sigmoid"}
+        for changes in ({}, {"route_norm": False}, {"top_k": 1, "route_norm": False}, {**sigmoid, "expert_bias": True},
+                        {"top_k": 1, "route_norm": False, "score_placement": "before_experts"},
+                        {**sigmoid, "expert_groups": 4, "limited_groups": 2},
+                        {"route_norm": False, "expert_groups": 4, "limited_groups": 2},
+                        {"expert_groups": 4, "limited_groups": 4}, {"top_k": 5, "expert_groups": 4, **sigmoid,
+                                                                    "limited_groups": 2}):
+            with self.subTest(changes):
+                self.assertIsNone(self.skipped(**changes))
+        self.assertIsNone(self.skipped("sp0.dp2"))
+
+    def test_skips(self):
+        groups = {"expert_groups": 4, "limited_groups": 2}
+        for why, changes in (
+                ("refuses to train an MoE layer with tp and without", {"layout": "tp2.sp0"}),
+                ("has a gate bias only together with biases", {"gate_bias": True}),
+                ("normalises sigmoid scores where top_k is over 1", {"score_function": "sigmoid", "route_norm": False}),
+                ("does not normalise scores where top_k is 1", {"top_k": 1}),
+                ("does not normalise scores where top_k is 1", {"top_k": 1, "score_function": "sigmoid"}),
+                ("applies scores before the experts only where", {"score_placement": "before_experts"}),
+                ("has an expert bias only with sigmoid scores", {"expert_bias": True}),
+                ("ranks groups by their top_k / limited_groups best", {**groups, "top_k": 3, "route_norm": False}),
+                ("ranks groups by logits where it normalises", groups)):
+            with self.subTest(changes):
+                self.assertTrue((self.skipped(**changes) or "").startswith(why), self.skipped(**changes))
 
 
 class ConvertTest(WithProblem):
