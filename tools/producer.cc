@@ -5,11 +5,11 @@
 #include <fmt/ranges.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <optional>
 #include <regex>
 
@@ -33,14 +33,13 @@ constexpr std::chrono::seconds kStepSlack{5};
 constexpr std::chrono::seconds kGoing{5};
 // A large wheel over a slow line. Pip has deadlines of its own for a line that is dead.
 constexpr std::chrono::hours kDownload{24};
-// More than the answers to any sweep; a program that prints so much is none that answers.
-constexpr std::uintmax_t kMostUnread = 16U << 20U;
+// An answer is one sentence; even the last words in it are cut at a few thousand letters.
+constexpr std::size_t kLongestLine = 1U << 20U;
 
-// Becomes a program that writes its standard output to a file; returns only by an exception.
-[[noreturn]] void Become(const std::vector<std::string>& command, const std::string& output) {
-  const int fd = ::open(output.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-  if (fd < 0 || ::dup2(fd, STDOUT_FILENO) < 0) {
-    throw Error(output, fmt::format("cannot be written: {}", std::strerror(errno)));
+// Becomes a program that writes its standard output to `output`; returns only by an exception.
+[[noreturn]] void Become(const std::vector<std::string>& command, int output) {
+  if (::dup2(output, STDOUT_FILENO) < 0) {
+    throw Error(command[0], fmt::format("has no standard output: {}", std::strerror(errno)));
   }
   std::vector<char*> arguments;
   for (const std::string& argument : command) {
@@ -51,6 +50,48 @@ constexpr std::uintmax_t kMostUnread = 16U << 20U;
   throw Error(command[0], fmt::format("cannot be started: {}", std::strerror(errno)));
 }
 
+// What a program prints, on its way here. A pipe and no file: a program that prints without end has
+// to wait for its reader, and ends with it.
+class Printed {
+ public:
+  Printed() {
+    if (::pipe2(ends_.data(), O_CLOEXEC) != 0 || ::fcntl(ends_[0], F_SETFL, O_NONBLOCK) != 0) {
+      throw Error("--producer", fmt::format("could not open a pipe: {}", std::strerror(errno)));
+    }
+  }
+  ~Printed() {
+    ::close(ends_[0]);
+    ::close(ends_[1]);
+  }
+  Printed(const Printed&) = delete;
+  Printed& operator=(const Printed&) = delete;
+
+  int write_end() const { return ends_[1]; }
+
+  // The next whole line, without its end; nothing when there is none yet. Throws Error(who, ...)
+  // for a line without end.
+  std::optional<std::string> NextLine(const std::string& who) {
+    for (std::array<char, 4096> buffer; text_.find('\n') == std::string::npos;) {
+      const ssize_t count = ::read(ends_[0], buffer.data(), buffer.size());
+      if (count <= 0) {
+        return std::nullopt;
+      }
+      text_.append(buffer.data(), static_cast<std::size_t>(count));
+      if (text_.size() > kLongestLine) {
+        throw Error(who, "prints without end instead of answering");
+      }
+    }
+    const std::size_t end = text_.find('\n');
+    std::string line = text_.substr(0, end);
+    text_.erase(0, end + 1);
+    return line;
+  }
+
+ private:
+  std::array<int, 2> ends_{-1, -1};
+  std::string text_;
+};
+
 // The path of a python: the last line of what the script prints.
 std::string MakeEnvironment(const std::string& release, const std::string& adapters,
                             const std::string& scratch) {
@@ -59,14 +100,14 @@ std::string MakeEnvironment(const std::string& release, const std::string& adapt
     throw Error("--producer",
                 fmt::format("needs {}, which is not there; run it in a clone", script));
   }
-  const std::string printed = (fs::path(scratch) / "environment").string();
   // What it says meanwhile, and why it fails, is for the user to see at once.
   const int terminal = ::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+  Printed printed;
   try {
     RunRanks({.deadline = kDownload, .before_signal_death = [&] { fs::remove_all(scratch); }},
              [&](std::int64_t) {
                ::dup2(terminal, STDERR_FILENO);
-               Become({"bash", script, release}, printed);
+               Become({"bash", script, release}, printed.write_end());
              });
   } catch (const Error&) {
     ::close(terminal);
@@ -75,9 +116,8 @@ std::string MakeEnvironment(const std::string& release, const std::string& adapt
   }
   ::close(terminal);
   std::string python;
-  std::ifstream file(printed);
-  for (std::string line; std::getline(file, line);) {
-    python = line;
+  while (const auto line = printed.NextLine(script)) {
+    python = *line;
   }
   return python;
 }
@@ -100,30 +140,29 @@ std::string WriteSteps(const std::vector<ProducerStep>& steps, const std::string
   return path;
 }
 
-// What the producer has said so far, read from the file that is its standard output.
+// What the producer has said so far.
 class Answers {
  public:
-  Answers(std::string path, std::string who, const std::vector<ProducerStep>& steps)
-      : path_(std::move(path)), who_(std::move(who)), steps_(steps) {}
+  Answers(std::string who, const std::vector<ProducerStep>& steps)
+      : who_(std::move(who)), steps_(steps) {}
 
+  int write_end() const { return printed_.write_end(); }
   std::size_t count() const { return count_; }
 
   // Hands on what is new; false when there is nothing. Throws Error for what is no answer, and from
   // then on reads no more.
   bool ReadNew(const ProducerListener& listener) {
-    std::error_code not_there;
-    if (const auto size = fs::file_size(path_, not_there);
-        !not_there && !spoiled_ && size - read_ > kMostUnread) {
-      spoiled_ = true;
-      throw Error(who_, "prints without end instead of answering");
-    }
-    std::ifstream file(path_, std::ios::binary);
-    file.seekg(static_cast<std::streamoff>(read_));
     bool any = false;
-    for (std::string line; !spoiled_ && std::getline(file, line) && !file.eof();) {
-      read_ += line.size() + 1;
+    while (!spoiled_) {
+      spoiled_ = true;  // unless what comes is an answer
+      const auto line = printed_.NextLine(who_);
+      const auto answer = line ? Parse(*line) : std::nullopt;
+      spoiled_ = false;
+      if (!line) {
+        break;
+      }
       any = true;
-      if (const auto answer = Parse(line)) {
+      if (answer) {
         listener.answered(count_++, *answer);
       } else {
         listener.ready();
@@ -164,17 +203,15 @@ class Answers {
       }
       return ProducerAnswer{ProducerAnswer::Kind::kError, root.At("error").String()};
     } catch (const Error& error) {
-      spoiled_ = true;
       constexpr std::size_t kShown = 200;
       throw Error(who_, fmt::format("printed what is no answer ({}): {}", error.what(),
                                     line.substr(0, kShown)));
     }
   }
 
-  std::string path_;
+  Printed printed_;
   std::string who_;
   const std::vector<ProducerStep>& steps_;
-  std::uintmax_t read_ = 0;
   std::size_t count_ = 0;
   bool ready_ = false;
   bool spoiled_ = false;
@@ -218,9 +255,7 @@ void RunProducer(const Producer& producer, const std::vector<ProducerStep>& step
                  const ProducerListener& listener) {
   std::vector<std::string> command = producer.command;
   command.insert(command.end(), {"--steps", WriteSteps(steps, scratch_folder, deadlines.step)});
-  const std::string path = (fs::path(scratch_folder) / "answers").string();
-  fs::remove(path);  // an earlier producer's
-  Answers answers(path, producer.name, steps);
+  Answers answers(producer.name, steps);
   bool listener_failed = false;
   const auto hand_on = [&](const auto& listen) {
     listener_failed = true;  // unless it comes back
@@ -257,7 +292,7 @@ void RunProducer(const Producer& producer, const std::vector<ProducerStep>& step
              [&](std::int64_t) {
                // What it leaves in temporary folders when it is killed goes with our own.
                ::setenv("TMPDIR", scratch_folder.c_str(), /*overwrite=*/1);
-               Become(command, path);
+               Become(command, answers.write_end());
              });
   });
   attempt([&] { answers.ReadNew(careful); });  // what it said last
