@@ -193,11 +193,12 @@ class Torchtitan03:
         return claims
 
     def _casts(self, step):
-        if step.dtype != torch.float64:
-            return {"scores_TE": "float32"}
-        # Autocast to float32 is not there on a CPU, so the gate and its scores stay in float64.
-        scores = {"scores_TE": "float32"} if step.device == "cuda" else {}
-        return {**scores, "routed_out_ND": "float32"}
+        """The gate runs under autocast to float32, which leaves float64 as it is on every device and is not there on a
+        CPU; its scores stay in the dtype of the logits. Experts' outputs are float32 when they meet the scores."""
+        if step.dtype == torch.float64:
+            return {"routed_out_ND": "float32"}
+        coarse = step.dtype == torch.bfloat16 and step.device == "cpu"
+        return {"scores_TE": "bfloat16" if coarse else "float32"}
 
 
 class _Block(torch.nn.Module):
