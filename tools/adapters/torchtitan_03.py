@@ -66,8 +66,8 @@ class Torchtitan03:
             raise Skip(f"{me} needs ep to divide dp_shard * cp * tp")
         if layout.cp > 1 and backend == "partial_dtensor":
             raise Skip(f"{me} has no context parallelism under partial_dtensor")
-        if step.dtype == torch.bfloat16 and (model["d_model"] % 8 or model["d_expert"] % 8):
-            raise Skip(f"{me}'s grouped product needs d_model and d_expert to be multiples of 8")
+        if step.dtype == torch.bfloat16 and (model["d_model"] % 8 or model["d_expert"] % (8 * layout.etp)):
+            raise Skip(f"{me}'s grouped product needs d_model and each rank's part of d_expert to be multiples of 8")
 
     def run(self, step: Step) -> None:
         layout, backend, fsdp = step.layout, step.options["backend"], step.options["fsdp"] == "on"
