@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "harness/base/tensors.h"
+#include "harness/compare/explanation_text.h"
 
 namespace moe {
 namespace {
@@ -41,14 +42,6 @@ std::string ClaimsOf(const Manifest& manifest, const std::string& name) {
     parts.push_back(fmt::format("times {:g}", tensor.scale));
   }
   return parts.empty() ? "whole" : fmt::format("{}", fmt::join(parts, ", "));
-}
-
-std::string AxesText(const std::vector<Axis>& axes) {
-  std::vector<std::string_view> names;
-  for (const Axis axis : axes) {
-    names.push_back(ToText(axis));
-  }
-  return fmt::format("{}", fmt::join(names, " and "));
 }
 
 // Whether the tensor's own mesh has all of `axes`, and claims `kind` on each.

@@ -62,5 +62,6 @@ if forget:
     y = DTensor.from_local(y, mesh, [Partial()]).redistribute(placements=[Replicate()]).to_local()
 (y * d_y).sum().backward()
 # Every rank has all tokens (sp0); how the experts lie is read off their DTensors, and the gate is whole on every rank.
-capture(out, layout=Layout(tp=dist.get_world_size(), sp=False), problem=problem, module=moe, names=NAMES, x=x, d_y=d_y, y=y)
+capture(out, layout=Layout(tp=dist.get_world_size(), sp=False), problem=problem, module=moe, names=NAMES, x=x, d_y=d_y,
+        y=y)
 dist.destroy_process_group()

@@ -6,12 +6,11 @@ tokens, which `scale` says.
 """
 
 import dataclasses
-import importlib.metadata
 
 import torch
 import torch.distributed as dist
-from moegate_dump import MEGATRON, MEGATRON_SHARDS, DumpError, Skip, capture, load_inputs
-from moegate_dump.ranks import Step
+from moegate_dump import MEGATRON, MEGATRON_SHARDS, Skip, capture, load_inputs
+from moegate_dump.ranks import Step, installed_release
 
 
 class MegatronCore:
@@ -19,13 +18,7 @@ class MegatronCore:
     options = {"dispatcher": ("alltoall", "allgather"), "per_token_loss": ("off", "on"), "device": ("cpu", "cuda")}
 
     def load(self, release: str) -> None:
-        try:
-            self.release = importlib.metadata.version("megatron-core")
-        except importlib.metadata.PackageNotFoundError:
-            raise DumpError("megatron-core is not installed here; use the python of `tools/adapters/environment.sh "
-                            f"megatron-core=={release}`") from None
-        if self.release != release:
-            raise DumpError(f"megatron-core {self.release} is installed here, not {release}")
+        self.release = installed_release("megatron-core", release)
         # Its fused functions run as they are written: to compile them takes every start seconds, and a compiler.
         torch.compile = lambda function=None, **options: function or (lambda later: later)
         import megatron.core.distributed as distributed

@@ -1,24 +1,24 @@
 """torchtitan 0.2.0, 0.2.1 and 0.2.2: their own MoE layer, parallelised by their own apply_moe_ep_tp and apply_fsdp.
 
-What a CPU forces, and nothing else (on CUDA none of it happens):
+What a CPU forces, and nothing else (on CUDA only the last holds):
 
 - parallel_dims.device_type and tools.utils.device_type are "cpu": they are guessed at import, and where no
   accelerator is found the guess is "cuda".
 - torch.histc of whole numbers counts with bincount: it has no int64 kernel on a CPU. The counts are the same.
 - generate_permute_indices is called with its own use_cpu=True: the default is a Triton kernel.
 - MoEArgs(use_grouped_mm=False): the experts run as torchtitan's own loop, since torch._grouped_mm rounds to bfloat16
-  and a CPU has none for float64. This holds on CUDA too, in float64 and float32.
+  and a CPU has none for float64.
 
 The gradients are dumped as they are. Without FSDP nothing was summed over the data-parallel ranks, which is claimed
 ("P" on dp_replicate, dp_shard, cp and edp); with FSDP every rank's full_tensor() is dumped and claimed finished.
 """
 
 import functools
-import importlib.metadata
 
 import torch
-from moegate_dump import TORCHTITAN, DumpError, Skip, capture, load_inputs
-from moegate_dump.ranks import Step
+from moegate_dump import TORCHTITAN, Skip, capture, load_inputs
+from moegate_dump.ranks import Step, installed_release
+from torchtitan_model import Block, Model
 
 
 class Torchtitan02:
@@ -26,13 +26,7 @@ class Torchtitan02:
     options = {"fsdp": ("off", "on"), "device": ("cpu", "cuda")}
 
     def load(self, release: str) -> None:
-        try:
-            self.release = importlib.metadata.version("torchtitan")
-        except importlib.metadata.PackageNotFoundError:
-            raise DumpError(f"torchtitan is not installed here; use the python of `tools/adapters/environment.sh "
-                            f"torchtitan=={release}`") from None
-        if self.release != release:
-            raise DumpError(f"torchtitan {self.release} is installed here, not {release}")
+        self.release = installed_release("torchtitan", release)
         import torchtitan.distributed.parallel_dims as parallel_dims
         import torchtitan.models.llama4.infra.parallelize as parallelize
         import torchtitan.models.moe.moe as moe
@@ -53,7 +47,7 @@ class Torchtitan02:
         if layout.tp > 1 and not layout.sp:
             raise Skip(f"{me} takes the layer's input sharded over tp only (sequence parallelism)")
         if layout.ep == 1 and layout.etp != layout.tp:
-            raise Skip(f"{me} shards the experts over tp where ep is 1; etp {layout.etp} with tp {layout.tp} is not there")
+            raise Skip(f"{me} shards the experts over tp where ep is 1, not over etp {layout.etp} with tp {layout.tp}")
         if layout.ep == 1 and layout.tp == 1:
             raise Skip(f"{me} parallelises the MoE layer over tp and ep, and both are 1")
         if step.options["fsdp"] == "on" and layout.dp_shard * layout.cp == 1:
@@ -61,8 +55,8 @@ class Torchtitan02:
         try:
             self._dims(layout)
         except AssertionError as error:
-            raise Skip(f"{me}'s ParallelDims refuses this layout"
-                       + (f": {error}" if str(error) else " (an assertion on how ep borrows from dp, cp and tp)")) from None
+            why = str(error) or "an assertion on how ep borrows from dp, cp and tp"
+            raise Skip(f"{me}'s ParallelDims refuses this layout: {why}") from None
 
     def run(self, step: Step) -> None:
         self._adapt(step.device)
@@ -131,10 +125,10 @@ class Torchtitan02:
         finally:
             torch.set_default_dtype(torch.float32)
         moe.tokens_per_expert.zero_()
-        return _Block(moe).to(device)
+        return Block(moe).to(device)
 
     def _parallelise(self, block, step):
-        dims, root = self._dims(step.layout), _Root(block)
+        dims, root = self._dims(step.layout), Model(block)
         meshes = dims.build_mesh()
         if not hasattr(dims, "get_optional_mesh"):  # 0.2.0
             enabled = dims.tp_enabled and dims.ep_enabled and dims.etp_enabled
@@ -165,30 +159,6 @@ class Torchtitan02:
             return {"scores_TE": "float32"}
         before = model.get("score_placement", "after_experts") == "before_experts"
         return {"scores_TE": "float32", "routed_in_ND" if before else "routed_out_ND": "float32"}
-
-
-class _Block(torch.nn.Module):
-    """As much of a transformer block as apply_moe_ep_tp and apply_fsdp look at."""
-
-    def __init__(self, moe):
-        super().__init__()
-        self.moe_enabled, self.moe = True, moe
-
-    def forward(self, x):
-        return self.moe(x)
-
-
-class _Root(torch.nn.Module):
-    """The same of a model."""
-
-    tok_embeddings = norm = output = None
-
-    def __init__(self, block):
-        super().__init__()
-        self.layers = torch.nn.ModuleDict({"0": block})
-
-    def forward(self, x):
-        return self.layers["0"](x)
 
 
 def _counted_histc(histc):

@@ -13,13 +13,13 @@ The gradients are dumped as they are, with what torchtitan means by them (`_clai
 full_tensor() is dumped and claimed finished, which leaves no convention to guess.
 """
 
-import importlib.metadata
 
 import torch
 import torch.distributed as dist
-from moegate_dump import TORCHTITAN, DumpError, Skip, capture, load_inputs
+from moegate_dump import TORCHTITAN, Skip, capture, load_inputs
 from moegate_dump.placement import local_value
-from moegate_dump.ranks import Step
+from moegate_dump.ranks import Step, installed_release
+from torchtitan_model import Block, Model
 
 
 class Torchtitan03:
@@ -28,13 +28,7 @@ class Torchtitan03:
                "device": ("cpu", "cuda")}
 
     def load(self, release: str) -> None:
-        try:
-            self.release = importlib.metadata.version("torchtitan")
-        except importlib.metadata.PackageNotFoundError:
-            raise DumpError(f"torchtitan is not installed here; use the python of `tools/adapters/environment.sh "
-                            f"torchtitan=={release}`") from None
-        if self.release != release:
-            raise DumpError(f"torchtitan {self.release} is installed here, not {release}")
+        self.release = installed_release("torchtitan", release)
         import spmd_types
         import torchtitan.distributed.fsdp as fsdp
         import torchtitan.distributed.full_dtensor as full_dtensor
@@ -92,7 +86,7 @@ class Torchtitan03:
         x, d_y = rows("x_TD").requires_grad_(), rows("d_y_TD")
         # As torchtitan's trainer does: its backward pass relies on the context of this thread.
         with self.utils.get_spmd_context(parallel_dims=dims)(), torch.autograd.set_multithreading_enabled(False):
-            root = _Root(moe)
+            root = Model(Block(moe))
             if dims.tp_enabled or dims.ep_enabled:
                 moe.parallelize(dims)
             if fsdp:
@@ -112,7 +106,8 @@ class Torchtitan03:
 
         self.parallel_dims.device_type = tools_utils.device_type = step.device
         if step.device == "cpu":
-            dispatcher, exchange = self.token_dispatcher.AllToAllTokenDispatcher, self.token_dispatcher.all_to_all_single
+            dispatcher = self.token_dispatcher.AllToAllTokenDispatcher
+            exchange = self.token_dispatcher.all_to_all_single
             dispatcher._token_count_exchange = lambda self, counts, group, size: exchange(
                 counts.view(size, -1), None, None, group=self.ep_mesh)
             dispatcher._dispatch_token_exchange = lambda self, rows, group, output, input: exchange(
@@ -157,7 +152,9 @@ class Torchtitan03:
         from torch.distributed.tensor import DTensor, Replicate, Shard
 
         # Axes of size 1 that torchtitan keeps in the mesh are replicated (full_dtensor.parallelize_inputs).
-        sharded = {"dp_replicate": Shard(0), "dp_shard": Shard(0), "cp": Shard(1), **({"tp": Shard(1)} if layout.sp else {})}
+        sharded = {"dp_replicate": Shard(0), "dp_shard": Shard(0), "cp": Shard(1)}
+        if layout.sp:
+            sharded["tp"] = Shard(1)
         return DTensor.from_local(x, mesh, [sharded.get(name, Replicate()) if layout.size(name) > 1 else Replicate()
                                             for name in mesh.mesh_dim_names])
 
@@ -182,7 +179,8 @@ class Torchtitan03:
         (MOE_SHARDING.md), which FSDP sums.
         """
         owed = {"dp_replicate": "P", "dp_shard": "P", "cp": "P"}
-        claims = {"dense": owed, "expert": {"edp": "P"}, **{name: {"edp": "P"} for name in ("w1_EFD", "w2_EDF", "w3_EFD")}}
+        # By name, because that stands above a DTensor's label.
+        claims = {"dense": owed, "w1_EFD": {"edp": "P"}, "w2_EDF": {"edp": "P"}, "w3_EFD": {"edp": "P"}}
         if backend == "spmd_types":
             claims["gate_ED"] = claims["gate_bias_E"] = {"tp": "P"}
             claims["shared_w1_FD"] = claims["shared_w3_FD"] = {"tp": "S(0)"}
@@ -199,31 +197,6 @@ class Torchtitan03:
             return {"routed_out_ND": "float32"}
         coarse = step.dtype == torch.bfloat16 and step.device == "cpu"
         return {"scores_TE": "bfloat16" if coarse else "float32"}
-
-
-class _Block(torch.nn.Module):
-    """As much of a transformer block as apply_fsdp_to_decoder looks at."""
-
-    def __init__(self, moe):
-        super().__init__()
-        self.moe_enabled, self.moe = True, moe
-
-    def forward(self, x):
-        return self.moe(x)
-
-
-class _Root(torch.nn.Module):
-    """The same of a model."""
-
-    tok_embeddings = norm = lm_head = None
-    enable_weight_tying = False
-
-    def __init__(self, moe):
-        super().__init__()
-        self.layers = torch.nn.ModuleDict({"0": _Block(moe)})
-
-    def forward(self, x):
-        return self.layers["0"](x)
 
 
 def _backward(y, d_y):

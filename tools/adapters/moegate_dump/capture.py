@@ -212,7 +212,8 @@ class _Reader:
                     pieces.setdefault(tensor, []).append(self._piece(tensor, name, value))
         for tensor in parameters_of(self.model):
             if tensor in missing:
-                what = missing[tensor][0] + (f" and {len(missing[tensor]) - 1} more" if len(missing[tensor]) > 1 else "")
+                others = len(missing[tensor]) - 1
+                what = missing[tensor][0] + (f" and {others} more" if others else "")
                 dump.missing[f"d_{tensor}"] = f"the gradient of {what} is None on rank {self.rank}"
             elif tensor in pieces:
                 dump.held[f"d_{tensor}"] = self._joined(tensor, pieces[tensor], self.scale)

@@ -87,7 +87,7 @@ class Problem:
         if expert is None:
             return value
         if value.shape[0] != local_experts:
-            raise DumpError(f"the module has {local_experts} experts, and its share of {tensor} {value.shape[0]}; claim "
+            raise DumpError(f"the module has {local_experts} experts, its share of {tensor} {value.shape[0]}; claim "
                             '{"ep": "S(0)"} where experts are spread over ep')
         return value[expert]
 

@@ -14,6 +14,7 @@ order, {"step": i, "dump": folder}, {"step": i, "skipped": why} or {"step": i, "
 import argparse
 import ctypes
 import datetime
+import importlib.metadata
 import json
 import os
 import re
@@ -67,6 +68,18 @@ class Framework(Protocol):
 
     def run(self, step: Step) -> None:
         """On one rank, with the default process group there: runs the step and captures it into step.out."""
+
+
+def installed_release(package: str, wanted: str) -> str:
+    """`wanted`, where that is the release of `package` that this python has. Throws DumpError otherwise."""
+    try:
+        release = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise DumpError(f"{package} is not installed here; use the python of `tools/adapters/environment.sh "
+                        f"{package}=={wanted}`") from None
+    if release != wanted:
+        raise DumpError(f"{package} {release} is installed here, not {wanted}")
+    return release
 
 
 def serve(framework: Framework) -> None:
