@@ -89,8 +89,8 @@ class OnRanks:
     """A framework whose ranks do what option "do" says; this file runs as its adapter when it is given --release."""
 
     name = "tiny"
-    options = {"do": ("nothing", "placements", "unowed", "unknown-mesh", "one-fails", "one-raises", "unwritable",
-                      "dies", "killed", "hangs", "skips")}
+    options = {"do": ("nothing", "placements", "whole", "half", "unowed", "unknown-mesh", "one-fails", "one-raises",
+                      "unwritable", "dies", "killed", "hangs", "skips")}
 
     def load(self, release):
         if release != "1":
@@ -108,8 +108,8 @@ class OnRanks:
     def nothing(self, step, rank):
         pathlib.Path(step.out).with_name(f"rank-{rank}-was-here").touch()
 
-    def placements(self, step, rank, **options):
-        """Gradients as FSDP leaves them: owed, sharded in part, and under way."""
+    def placements(self, step, rank, without=None, **options):
+        """Gradients as FSDP leaves them: owed, sharded in part, and under way; that of `without` is None."""
         problem = load_inputs(step.problem)
         layer, given = stepped(problem, step.layout.tokens(problem.model["tokens"], rank))
         mesh = init_device_mesh("cpu", (2,), mesh_dim_names=(options.pop("mesh_name", "fsdp"),))
@@ -132,8 +132,17 @@ class OnRanks:
         gradients[shared.w3.weight] = under_way(shared.w3.weight.grad)
         gradients[shared.w2.weight] = under_way(shared.w2.weight.grad)
         assert type(gradients[experts.w2]).__name__ == "AsyncCollectiveTensor"
+        gradients = {parameter: None if name == without else gradients[parameter]
+                     for name, parameter in layer.named_parameters()}
         capture(step.out, layout=step.layout, problem=problem,
                 **{**given, "gradient": gradients.__getitem__, **options})
+
+    def whole(self, step, rank):
+        self.placements(step, rank, full=True)
+
+    def half(self, step, rank):
+        """A gradient that is to be gathered, and one rank has none."""
+        self._said(step, rank, full=True, without="experts.w1" if rank == 1 else None)
 
     def unowed(self, step, rank):
         """Claims the router's gradient to be whole, which nothing summed."""
@@ -434,6 +443,18 @@ class RanksTest(WithProblem):
         self.assertEqual(tensors["d_shared_w1_FD"], {**tensors["d_shared_w3_FD"], "placements": {"dp_shard": "P"},
                                                      "scale": 0.5})
 
+    def test_takes_whole_tensors(self):
+        self.serve("whole")
+        tensors = self.judged("PASS")["tensors"]
+        for name, tensor in tensors.items():
+            by_token = name in ("y_TD", "d_x_TD", "topk_expert_TK")
+            self.assertEqual(tensor["placements"], {"dp_shard": "S(0)"} if by_token else {}, name)
+            self.assertNotIn("scale", tensor)
+
+    def test_nobody_waits_for_what_a_rank_does_not_have(self):
+        self.assertBothSaid(*self.serve("half"), "the gradient of experts.w1 is a DTensor over ranks [0, 1] on rank 0, "
+                                                 "and none such on rank 1")
+
     def test_what_nothing_summed_is_seen(self):
         self.serve("unowed")
         self.judged("FAIL", "d_gate_ED: missing sum over dp_shard")
@@ -450,7 +471,7 @@ class RanksTest(WithProblem):
 
     def test_a_rank_that_dies(self):
         dead, killed, fine = self.serve("dies", "killed", "nothing")
-        self.assertRegex(dead["error"], "rank 1 of 2 ended with exit status 7; its last words: .*\ngoing down")
+        self.assertRegex(dead["error"], "(?s)rank 1 of 2 ended with exit status 7; its last words: .*\ngoing down")
         self.assertIn("rank 1 of 2 was ended by SIGKILL", killed["error"])
         self.assertNotIn("error", fine)
         self.assertTrue((self.folder / "rank-1-was-here").exists())
@@ -458,7 +479,7 @@ class RanksTest(WithProblem):
     def test_a_rank_that_hangs(self):
         started = time.monotonic()
         hung, skipped, fine = self.serve("hangs", "skips", "nothing", deadline_s=4)
-        self.assertRegex(hung["error"], "ranks 0, 1 of 2 did not end within 4 s; its last words: .*\nrank 0 waits")
+        self.assertRegex(hung["error"], "(?s)ranks 0, 1 of 2 did not end within 4 s; .*\nrank 0 waits")
         self.assertEqual(skipped, {"step": 1, "skipped": "tiny cannot"})
         self.assertIn("dump", fine)
         self.assertLess(time.monotonic() - started, 100)

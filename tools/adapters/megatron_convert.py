@@ -151,17 +151,15 @@ def _read(file, rank, layout, model, problem, tokens, sizes):
         if tensor not in held_weights:
             raise DumpError(f'{file} lacks the weight:NAME that is {tensor}; give all weights, or "problem"')
 
-    buffers = {name: value for name, value in weights.items() if find(MEGATRON, name).holds.tensors[0] in BUFFERS}
-    parameters = {name: weights.get(name, value) for name, value in {**gradients, **weights}.items()
-                  if name not in buffers}
+    # A parameter without a gradient is told to be missing.
+    expected = {name: None for name in weights if find(MEGATRON, name).holds.tensors[0] not in BUFFERS}
     scale = sizes.get("scale", layout.dp_replicate * layout.dp_shard * layout.cp)
-    of_parameter = {id(parameter.requires_grad_()): gradients.get(name) for name, parameter in parameters.items()}
     return read_rank(
         rank, layout=layout, x=rows.get("x"), d_y=rows.get("d_y"), y=rows["y"], d_x=rows["d_x"], names=MEGATRON,
-        parameters=parameters, buffers=buffers, problem=problem, model=model, tokens=tokens,
-        gradient=lambda parameter: of_parameter[id(parameter)], claims=MEGATRON_SHARDS,
-        scale={"dense": scale, "expert": scale}, casts=sizes.get("casts", {"scores_TE": "float32"}),
-        producer=sizes["producer"], versions=sizes.get("versions", {}))
+        gradients={**expected, **gradients}, weights=weights, problem=problem, model=model, tokens=tokens,
+        claims=MEGATRON_SHARDS, scale={"dense": scale, "expert": scale},
+        casts=sizes.get("casts", {"scores_TE": "float32"}), producer=sizes["producer"],
+        versions=sizes.get("versions", {}))
 
 
 if __name__ == "__main__":

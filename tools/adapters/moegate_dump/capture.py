@@ -71,23 +71,29 @@ def capture(folder, *, layout: Layout, x: torch.Tensor, d_y: torch.Tensor, y: to
     """
     rank, world = (dist.get_rank(group), dist.get_world_size(group)) if dist.is_initialized() else (0, 1)
     into = DumpFolder(folder, problem)
+    agree = _Agreement(rank, world, group)
 
-    def describe():
+    def check():
         if world != layout.world:
             raise DumpError(f"the layout has {layout.world} ranks, the process group {world}")
         if (problem is None) == (model is None):
             raise DumpError("give either problem or model")
         if (module is None) == (parameters is None):
             raise DumpError("give either module or parameters")
-        return read_rank(rank, layout=layout, x=x, d_y=d_y, y=y, d_x=x.grad if d_x is None else d_x, names=names,
-                         parameters=dict(parameters if module is None else module.named_parameters()),
-                         buffers={} if module is None else dict(module.named_buffers()), problem=problem, model=model,
-                         tokens=tokens, gradient=gradient, topk_expert=topk_expert, claims=claims, axes=axes, full=full,
-                         scale=scale, casts=casts, ignore=ignore, not_dumped=not_dumped, producer=producer,
-                         versions={"torch": torch.__version__.split("+")[0], **(versions or {})})
 
-    agree = _Agreement(rank, world, group)
-    dump, described = agree.on(describe, both=True)
+    agree.on(check)
+    read = _read_whole if full else _read
+    named = dict(parameters if module is None else module.named_parameters())
+    gradients = read(agree, "gradient", lambda: {
+        name: gradient(parameter) for name, parameter in named.items()
+        if parameter.requires_grad and not find(dict.fromkeys(ignore, Holds()), name)})
+    buffers = {} if module is None else dict(module.named_buffers())
+    weights = read(agree, "weight", lambda: {**named, **buffers} if problem is None else {})
+    dump, described = agree.on(both=True, action=lambda: read_rank(
+        rank, layout=layout, x=x, d_y=d_y, y=y, d_x=x.grad if d_x is None else d_x, names=names, gradients=gradients,
+        weights=weights, problem=problem, model=model, tokens=tokens, topk_expert=topk_expert, claims=claims, axes=axes,
+        scale=scale, casts=casts, not_dumped=not_dumped, producer=producer,
+        versions={"torch": torch.__version__.split("+")[0], **(versions or {})}))
     manifest = agree.on(lambda: merged(described) if rank == 0 else None)[0]
     agree.on(lambda: into.make_room() if rank == 0 else None)
     try:
@@ -100,17 +106,21 @@ def capture(folder, *, layout: Layout, x: torch.Tensor, d_y: torch.Tensor, y: to
     return into.folder
 
 
-def read_rank(rank, *, layout, x, d_y, y, d_x, names, parameters, buffers, problem, model, tokens, gradient, claims,
-              scale, casts, producer, versions, topk_expert=None, axes=None, full=False, ignore=(), not_dumped=()):
-    """One rank's (tensors, description) for merged and DumpFolder; its arguments are capture's. Needs no other rank."""
+def read_rank(rank, *, layout, x, d_y, y, d_x, names, gradients, weights, problem, model, tokens, claims, scale, casts,
+              producer, versions, topk_expert=None, axes=None, not_dumped=()):
+    """One rank's (tensors, description) for merged and DumpFolder. Needs no other rank.
+
+    `gradients` and `weights` are by the framework's names, a gradient that is missing None; weights, with buffers among
+    them, are needed where there is no problem. All else is as for capture.
+    """
     sizes = problem.model if problem else model
     rows = layout.tokens(sizes["tokens"], rank) if tokens is None else [int(token) for token in tokens]
     dump = _RankDump()
-    reader = _Reader(layout, rank, sizes, names, claims or {}, axes, scale or {}, full)
+    reader = _Reader(layout, rank, sizes, names, claims or {}, axes, scale or {})
     reader.read_rows(dump, rows, y=y, d_x=d_x, topk_expert=topk_expert)
-    reader.read_gradients(dump, parameters, gradient, ignore, not_dumped)
+    reader.read_gradients(dump, gradients, not_dumped)
     if problem is None:
-        reader.read_inputs(dump, rows, x, d_y, parameters, buffers)
+        reader.read_inputs(dump, rows, x, d_y, weights)
     manifest = {
         "schema": 1, "producer": producer, "versions": versions,
         "mesh": layout.mesh_json(), "layout": layout.json(), "model": sizes,
@@ -158,9 +168,9 @@ class DumpFolder:
 class _Reader:
     """Turns a framework's tensors into moegate's, on this rank."""
 
-    def __init__(self, layout, rank, model, names, claims, axes, scale, full):
+    def __init__(self, layout, rank, model, names, claims, axes, scale):
         self.layout, self.rank, self.model, self.names = layout, rank, model, names
-        self.claims, self.axes, self.scale, self.full = claims, axes, scale, full
+        self.claims, self.axes, self.scale = claims, axes, scale
         known = {"dense", "expert", "x_TD", "y_TD", *PARAMETERS}
         for name in [*claims, *scale]:
             if name not in known:
@@ -197,15 +207,12 @@ class _Reader:
         return _Held(value, {axis: claims[axis] for axis in axes
                              if claims.get(axis, "R") != "R" and self.layout.size(axis) > 1}, scale)
 
-    def read_gradients(self, dump, parameters, gradient, ignore, not_dumped):
+    def read_gradients(self, dump, gradients, not_dumped):
         pieces, missing = {}, {}
-        for name, parameter in parameters.items():
-            if not parameter.requires_grad or find(dict.fromkeys(ignore, Holds()), name):
-                continue
+        for name, value in gradients.items():
             for tensor in self._named(name).holds.tensors:
                 if f"d_{tensor}" in not_dumped:
                     continue
-                value = gradient(parameter)
                 if value is None:
                     missing.setdefault(tensor, []).append(name)
                 else:
@@ -220,14 +227,14 @@ class _Reader:
             elif f"d_{tensor}" not in not_dumped:
                 dump.missing[f"d_{tensor}"] = f"no parameter is mapped to {tensor} on rank {self.rank}"
 
-    def read_inputs(self, dump, rows, x, d_y, parameters, buffers):
+    def read_inputs(self, dump, rows, x, d_y, weights):
         dump.held["x_TD"] = self._rows("x_TD", x, rows, None)
         dump.held["d_y_TD"] = self._rows("d_y_TD", d_y, rows, None)
         pieces = {}
-        for name, value in [*parameters.items(), *buffers.items()]:
+        for name, value in weights.items():
             named = find(self.names, name)
             for tensor in named.holds.tensors if named else ():
-                if name in parameters or (tensor in BUFFERS and self.model.get("expert_bias")):
+                if tensor not in BUFFERS or self.model.get("expert_bias"):
                     pieces.setdefault(tensor, []).append(self._piece(tensor, name, value, is_value=True))
         for tensor, of_tensor in pieces.items():
             dump.held[tensor] = self._joined(tensor, of_tensor, {})
@@ -246,9 +253,7 @@ class _Reader:
         """(expert number or None, local value, claims, scale) of one parameter's part of `tensor`."""
         named, mesh = find(self.names, name), mesh_of(tensor)
         own, scale = {}, 1.0
-        if isinstance(value, DTensor) and self.full:
-            value = full_value(value)
-        elif isinstance(value, DTensor):
+        if isinstance(value, DTensor):
             own, scale = claims_of(value, name, mesh, self.layout, self.rank, self.axes)
         value, own = _unfused(local_value(value), own, tensor, named.holds, name)
         if named.expert is not None:
@@ -344,6 +349,33 @@ def _sentence(reasons: list[str]) -> str:
     what = reasons[0].rsplit(" on rank ", 1)[0]
     ranks = [reason.rsplit(" on rank ", 1)[1] for reason in reasons]
     return f"{what} on rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks)}"
+
+
+def _read(agree, what, read):
+    """What read() returns, {name: tensor}; a collective as far as its faults are everyone's."""
+    return agree.on(lambda: (read(), None), both=True)[0]
+
+
+def _read_whole(agree, what, read):
+    """The same with every DTensor in full.
+
+    Gathering one is a collective of its mesh, which would wait for good where a rank has none to give. So ranks tell
+    each other first what they would gather, and do so in one order.
+    """
+    def look():
+        values = read()
+        return values, {name: value.device_mesh.mesh.flatten().tolist() for name, value in values.items()
+                        if isinstance(value, DTensor)}
+
+    values, gathered = agree.on(look, both=True)
+    for rank, of_rank in enumerate(gathered):
+        for name, ranks in of_rank.items():
+            without = [other for other in ranks if gathered[other].get(name) != ranks]
+            if without:
+                raise DumpError(f"the {what} of {name} is a DTensor over ranks {ranks} on rank {rank}, and none such "
+                                f"on rank {without[0]}")
+    whole = {name: full_value(values[name]) for name in sorted(values) if isinstance(values[name], DTensor)}
+    return {name: whole.get(name, value) for name, value in values.items()}
 
 
 class _Agreement:
