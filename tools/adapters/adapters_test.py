@@ -189,12 +189,14 @@ class OnRanks:
 
 
 class WithProblem(unittest.TestCase):
+    case = CASE
+
     @classmethod
     def setUpClass(cls):
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
         cls.problem_folder = pathlib.Path(folder.name, "problem")
-        subprocess.run([MOEGATE, "inputs", CASE, "--out", cls.problem_folder], cwd=CLONE, check=True,
+        subprocess.run([MOEGATE, "inputs", cls.case, "--out", cls.problem_folder], cwd=CLONE, check=True,
                        stdout=subprocess.DEVNULL)
         cls.problem = load_inputs(cls.problem_folder)
 
@@ -483,6 +485,23 @@ class RanksTest(WithProblem):
         self.assertEqual(skipped, {"step": 1, "skipped": "tiny cannot"})
         self.assertIn("dump", fine)
         self.assertLess(time.monotonic() - started, 100)
+
+
+class ExampleTest(WithProblem):
+    case = "issues/torchtitan-2387b"  # as the example says
+
+    def run_example(self, *arguments):
+        subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+                        HERE / "dtensor_example.py", self.problem_folder, self.dump, *arguments],
+                       env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, stdout=subprocess.DEVNULL, timeout=200)
+
+    def test_passes(self):
+        self.run_example()
+        self.assertEqual(self.judged("PASS")["tensors"]["d_w2_EDF"]["placements"], {"etp": "S(2)"})
+
+    def test_a_forgotten_sum_is_told(self):
+        self.run_example("--forget")
+        self.judged("FAIL", "d_gate_ED: missing sum over tp", "why    rank 1 (tp=1) holds the share of tp=1 once")
 
 
 class MegatronTest(WithProblem):

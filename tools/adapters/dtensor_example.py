@@ -2,18 +2,16 @@
 """A home-made MoE layer, its experts sharded by parallelize_module, under the gate:
 
     build/moegate inputs issues/torchtitan-2387b --out problem
-    torchrun --nproc-per-node 2 tools/adapters/dtensor_example.py problem dump [--forget]
+    torchrun --standalone --nproc-per-node 2 tools/adapters/dtensor_example.py problem dump [--forget]
     build/moegate check dump
 
-With --forget the experts' outputs are summed over tp after the scores instead of before: y is the same, and the gate's
-gradient is a share that nobody sums.
+With --forget the experts' outputs are summed over tp after the scores, and the gate's gradient is a share nobody sums.
 """
 
 import sys
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from moegate_dump import Layout, capture, load_inputs
 from torch.distributed.tensor import DTensor, Partial, Replicate, init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -22,34 +20,29 @@ NAMES = {"gate.weight": "gate_ED", "experts.{e}.w1.weight": "w1_EFD", "experts.{
          "experts.{e}.w2.weight": "w2_EDF"}
 
 
-class SwiGlu(torch.nn.Module):
-    def __init__(self, d_model, d_expert):
-        super().__init__()
-        self.w1, self.w3 = (torch.nn.Linear(d_model, d_expert, bias=False) for _ in range(2))
-        self.w2 = torch.nn.Linear(d_expert, d_model, bias=False)
-
-    def forward(self, x):
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
-
-
 class MoE(torch.nn.Module):
     def __init__(self, d_model, d_expert, experts, top_k):
         super().__init__()
+        sizes = {"w1": (d_model, d_expert), "w3": (d_model, d_expert), "w2": (d_expert, d_model)}
         self.top_k, self.gate = top_k, torch.nn.Linear(d_model, experts, bias=False)
-        self.experts = torch.nn.ModuleList(SwiGlu(d_model, d_expert) for _ in range(experts))
+        self.experts = torch.nn.ModuleList(
+            torch.nn.ModuleDict({name: torch.nn.Linear(*size, bias=False) for name, size in sizes.items()})
+            for _ in range(experts))
 
     def forward(self, x):
         scores, chosen = self.gate(x).softmax(dim=-1).topk(self.top_k)
         y = torch.zeros_like(x)
         for e, expert in enumerate(self.experts):
             token, slot = (chosen == e).nonzero(as_tuple=True)
-            y = y.index_add(0, token, expert(x[token]) * scores[token, slot, None])
+            h = torch.nn.functional.silu(expert["w1"](x[token])) * expert["w3"](x[token])
+            y = y.index_add(0, token, expert["w2"](h) * scores[token, slot, None])
         return y
 
 
 folder, out, forget = sys.argv[1], sys.argv[2], "--forget" in sys.argv
 dist.init_process_group("gloo")
-mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("tp",))
+tp = dist.get_world_size()
+mesh = init_device_mesh("cpu", (tp,), mesh_dim_names=("tp",))
 model = load_inputs(folder).model
 moe = MoE(model["d_model"], model["d_expert"], model["experts"], model["top_k"]).double()
 problem = load_inputs(folder, moe, NAMES)
@@ -62,6 +55,5 @@ if forget:
     y = DTensor.from_local(y, mesh, [Partial()]).redistribute(placements=[Replicate()]).to_local()
 (y * d_y).sum().backward()
 # Every rank has all tokens (sp0); how the experts lie is read off their DTensors, and the gate is whole on every rank.
-capture(out, layout=Layout(tp=dist.get_world_size(), sp=False), problem=problem, module=moe, names=NAMES, x=x, d_y=d_y,
-        y=y)
+capture(out, layout=Layout(tp=tp, sp=False), problem=problem, module=moe, names=NAMES, x=x, d_y=d_y, y=y)
 dist.destroy_process_group()

@@ -1,7 +1,9 @@
 """Writes what the ranks of one step hold as a dump for `moegate check`."""
 
+import atexit
 import json
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,6 +84,8 @@ def capture(folder, *, layout: Layout, x: torch.Tensor, d_y: torch.Tensor, y: to
             raise DumpError("give either module or parameters")
 
     agree.on(check)
+    atexit.unregister(_let_gloo_finish)  # where this is not the first dump
+    atexit.register(_let_gloo_finish)
     read = _read_whole if full else _read
     named = dict(parameters if module is None else module.named_parameters())
     gradients = read(agree, "gradient", lambda: {
@@ -349,6 +353,13 @@ def _sentence(reasons: list[str]) -> str:
     what = reasons[0].rsplit(" on rank ", 1)[0]
     ranks = [reason.rsplit(" on rank ", 1)[1] for reason in reasons]
     return f"{what} on rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks)}"
+
+
+def _let_gloo_finish():
+    """A thread of Gloo lets go of the last exchange's tensors a moment after everyone has them, and needs the
+    interpreter for it. Were that on its way out, PyTorch would abort the process (pytorch/pytorch#179291).
+    """
+    time.sleep(0.2)
 
 
 def _read(agree, what, read):
