@@ -3,8 +3,6 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <cstdio>
-
 #include "harness/base/error.h"
 #include "harness/campaign_report.h"
 #include "tools/commands.h"
@@ -31,9 +29,6 @@ int Mutate(const CommonOptions& common, const MutateCommand& command, bool json)
     fmt::print("{}\n", ToJson(campaign).dump(1, ' ', false, Json::error_handler_t::replace));
   } else {
     fmt::print("{}", ToText(campaign));
-  }
-  if (std::fflush(stdout) != 0) {
-    throw Error("standard output", "cannot be written, so the report is lost");
   }
   return Holds(campaign) ? 0 : 1;
 }

@@ -6,6 +6,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 
@@ -247,9 +248,6 @@ int Finish(const std::vector<Result>& results, std::int64_t listed, const Output
   } else {
     fmt::print("{}\n", ToText(summary));
   }
-  if (std::fflush(stdout) != 0) {
-    throw Error("standard output", "cannot be written, so the report is lost");
-  }
   if (output.junit) {
     WriteJUnit(*output.junit, results, summary);
   }
@@ -262,12 +260,17 @@ int main(int argc, char** argv) {
   moe::KeepFreedMemory();
   // The ranks' threads are the parallelism; OpenMP pools under them would only fight.
   ::setenv("OMP_NUM_THREADS", "1", /*overwrite=*/0);
+  int status = 2;
   try {
-    return moe::Main(argc, argv);
-  } catch (const moe::Error& error) {
-    fmt::print(stderr, "ERROR  {}\n", error.what());
+    status = moe::Main(argc, argv);
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+      throw moe::Error("standard output", "cannot be written, so the report is lost");
+    }
   } catch (const std::exception& error) {
     fmt::print(stderr, "ERROR  {}\n", error.what());
+    status = 2;
   }
-  return 2;
+  std::fflush(nullptr);
+  // LibTorch's static destructors would take 60 ms, more than most commands, and save nothing.
+  std::_Exit(status);
 }
