@@ -74,6 +74,15 @@ class RunProducerTest(unittest.TestCase):
         self.assertTrue(done.stdout.endswith(
             "2 listed: 2 passed, 0 failed, 0 vacuous, 0 skipped, 0 error: gate PASSED\n"), done.stdout)
 
+    def test_a_report_that_is_lost_is_no_pass(self):
+        for json_or_text in ([], ["--json"]):
+            with open("/dev/full", "w") as full:
+                done = subprocess.run([MOEGATE, "run", STEP, "--producer", FAKE, "--producer-option", "do=right",
+                                       *json_or_text], env=self.environment, stdout=full, stderr=subprocess.PIPE,
+                                      text=True, timeout=100)
+            self.assertEqual(done.returncode, 2)
+            self.assertIn("standard output: cannot be written", done.stderr)
+
     def test_gives_a_line_that_does_it_again(self):
         _, (_, result) = self.results("right,wrong", "--producer-option", "fsdp=on")
         words = result["repro"].split()
