@@ -63,7 +63,8 @@ def capture(folder, *, layout: Layout, x: torch.Tensor, d_y: torch.Tensor, y: to
     axes         mesh dimensions with names of one's own: {"data": ("dp_shard",)}
     full         take full_tensor() of every DTensor gradient and claim "R": what each rank would hand an optimizer
     scale        a factor that the gradients still lack, by parameter or "dense" and "expert": averaged over 4, 4.0
-    casts        intermediates computed in a coarser dtype: {"scores_TE": "float32"}
+    casts        what is computed in a coarser dtype: {"scores_TE": "float32"}; also logits_TE, routed_in_ND,
+                 routed_out_ND, and tensors of the dump that are stored so
     ignore       parameters that are none of the problem's, as in `names`
     not_dumped   gradients left out on purpose, such as "d_shared_gate_D"
     group        the process group to agree through; by default the default group; None without one is a world of 1
