@@ -1,5 +1,6 @@
 #include "reference/arithmetic.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -64,21 +65,21 @@ double Arithmetic::RanksOf(Sum sum) const {
 // count 1 of the sum of squares or, where signs agree, 1 / p of the square; the partial sums from
 // k = 2 to p count sum_k k / p or sum_k (k / p)^2.
 Arithmetic::AdditionVariance Arithmetic::VarianceOfAdding(std::int64_t terms, Sum sum,
-                                                          double share) const {
-  const double local = Square(unit_.accumulate) * static_cast<double>(terms);
+                                                          const Units& units) const {
+  const double local = Square(units.accumulate) * static_cast<double>(terms);
   AdditionVariance variance{.of_squares = local, .of_square = local / 3.0};
   if (const double p = RanksOf(sum); p > 1.0) {
-    variance.of_squares += Square(share) * (1.0 + (p + 1.0) / 2.0 - 1.0 / p);
+    variance.of_squares += Square(units.reduce) * (1.0 + (p + 1.0) / 2.0 - 1.0 / p);
     variance.of_square +=
-        Square(share) * (1.0 / p + (p + 1.0) * (2.0 * p + 1.0) / (6.0 * p) - 1.0 / (p * p));
+        Square(units.reduce) * (1.0 / p + (p + 1.0) * (2.0 * p + 1.0) / (6.0 * p) - 1.0 / (p * p));
   }
   return variance;
 }
 
 // How many roundings a term of a sum passes through at most, times what each is off by.
-double Arithmetic::AdditionBound(std::int64_t terms, Sum sum, double share) const {
+double Arithmetic::AdditionBound(std::int64_t terms, Sum sum, const Units& units) const {
   const double ranks = RanksOf(sum);
-  return unit_.accumulate * static_cast<double>(terms) + (ranks > 1.0 ? share * ranks : 0.0);
+  return units.accumulate * static_cast<double>(terms) + (ranks > 1.0 ? units.reduce * ranks : 0.0);
 }
 
 std::span<Matrix Estimate::*const> Arithmetic::parts() const {
@@ -95,11 +96,33 @@ Estimate Arithmetic::Zero(std::int64_t rows, std::int64_t cols) const {
   return zero;
 }
 
-Estimate Arithmetic::Product(const Operand& a, const Operand& b, Sum sum) const {
-  return Product(a, b, sum, unit_.store);
+Units Arithmetic::UnitsOf(const Cast& cast) const {
+  return {.store = std::max(unit_.store, cast.unit),
+          .accumulate = std::max(unit_.accumulate, cast.accumulate),
+          .reduce = std::max(unit_.reduce, cast.unit)};
 }
 
-Estimate Arithmetic::Product(const Operand& a, const Operand& b, Sum sum, double unit) const {
+Estimate Arithmetic::Rounded(const Operand& a, const Cast& cast) const {
+  Estimate z;
+  z.value = a.value;
+  const bool rounds = cast.unit > 0.0;
+  if (estimating_ && (rounds || a.deviation != nullptr)) {
+    z.deviation =
+        rounds ? Matrix((VarianceOf(a) + Square(cast.unit) * a.value.cwiseAbs2()).cwiseSqrt())
+               : *a.deviation;
+  }
+  if (bounding_ && (rounds || a.worst_case != nullptr)) {
+    z.worst_case = rounds ? Matrix(WorstOf(a) + cast.unit * a.value.cwiseAbs()) : *a.worst_case;
+  }
+  return z;
+}
+
+Estimate Arithmetic::Product(const Operand& a, const Operand& b, Sum sum) const {
+  return Product(a, b, sum, UnitsOf());
+}
+
+Estimate Arithmetic::Product(const Operand& a, const Operand& b, Sum sum,
+                             const Units& units) const {
   const Eigen::Index rows = a.transposed ? a.value.cols() : a.value.rows();
   const Eigen::Index terms = a.transposed ? a.value.rows() : a.value.cols();
   const Eigen::Index cols = b.transposed ? b.value.rows() : b.value.cols();
@@ -108,13 +131,13 @@ Estimate Arithmetic::Product(const Operand& a, const Operand& b, Sum sum, double
   Gemm(a.value, a.transposed, b.value, b.transposed, z.value);
   if (estimating_) {
     // sum_i a_i^2 (var b_i + additions * b_i^2) + var a_i b_i^2: two products of squares.
-    const AdditionVariance additions = VarianceOfAdding(terms, sum, unit_.reduce);
+    const AdditionVariance additions = VarianceOfAdding(terms, sum, units);
     const Matrix b_squared = b.value.cwiseAbs2();
     Matrix b_variance = additions.of_squares * b_squared;
     if (b.deviation != nullptr) {
       b_variance += b.deviation->cwiseAbs2();
     }
-    Matrix variance = (additions.of_square + Square(unit)) * z.value.cwiseAbs2();
+    Matrix variance = (additions.of_square + Square(units.store)) * z.value.cwiseAbs2();
     Gemm(a.value.cwiseAbs2(), a.transposed, b_variance, b.transposed, variance);
     if (a.deviation != nullptr) {
       Gemm(a.deviation->cwiseAbs2(), a.transposed, b_squared, b.transposed, variance);
@@ -124,11 +147,11 @@ Estimate Arithmetic::Product(const Operand& a, const Operand& b, Sum sum, double
   if (bounding_) {
     // sum_i |a_i| (bound of b_i + additions * |b_i|) + bound of a_i * |b_i|.
     const Matrix b_size = b.value.cwiseAbs();
-    Matrix b_bound = AdditionBound(terms, sum, unit_.reduce) * b_size;
+    Matrix b_bound = AdditionBound(terms, sum, units) * b_size;
     if (b.worst_case != nullptr) {
       b_bound += *b.worst_case;
     }
-    z.worst_case = unit * z.value.cwiseAbs();
+    z.worst_case = units.store * z.value.cwiseAbs();
     Gemm(a.value.cwiseAbs(), a.transposed, b_bound, b.transposed, z.worst_case);
     if (a.worst_case != nullptr) {
       Gemm(*a.worst_case, a.transposed, b_size, b.transposed, z.worst_case);
@@ -138,15 +161,19 @@ Estimate Arithmetic::Product(const Operand& a, const Operand& b, Sum sum, double
 }
 
 Estimate Arithmetic::Gradient(const Operand& a, const Operand& b) const {
-  Estimate z = Product(a, b, Sum::kTokens);
+  return Gradient(a, b, UnitsOf());
+}
+
+Estimate Arithmetic::Gradient(const Operand& a, const Operand& b, const Units& units) const {
+  Estimate z = Product(a, b, Sum::kTokens, units);
   if (!estimating_) {
     return z;
   }
   // With errors da, db and own roundings r:  <z, error> = <z b^T, da> + <a^T z, db> + <z, r>.
   const std::int64_t terms = a.transposed ? a.value.rows() : a.value.cols();
-  const AdditionVariance additions = VarianceOfAdding(terms, Sum::kTokens, unit_.reduce);
+  const AdditionVariance additions = VarianceOfAdding(terms, Sum::kTokens, units);
   const Matrix z_squared = z.value.cwiseAbs2();
-  Matrix own = (additions.of_square + Square(unit_.store)) * z_squared;
+  Matrix own = (additions.of_square + Square(units.store)) * z_squared;
   const Matrix scaled = additions.of_squares * b.value.cwiseAbs2();
   Gemm(a.value.cwiseAbs2(), a.transposed, scaled, b.transposed, own);
   z.projection_variance = own.cwiseProduct(z_squared).sum();
@@ -172,11 +199,13 @@ Estimate Arithmetic::Gradient(const Operand& a, const Operand& b) const {
   return z;
 }
 
-Estimate Arithmetic::RowDots(const Operand& a, const Operand& b, double unit) const {
+Estimate Arithmetic::RowDots(const Operand& a, const Operand& b, double unit,
+                             double accumulate) const {
+  const Units units = {.store = unit, .accumulate = accumulate, .reduce = unit};
   Estimate z;
   z.value = a.value.cwiseProduct(b.value).rowwise().sum();
   if (estimating_) {
-    const AdditionVariance additions = VarianceOfAdding(a.value.cols(), Sum::kHidden, unit);
+    const AdditionVariance additions = VarianceOfAdding(a.value.cols(), Sum::kHidden, units);
     const Matrix a_squared = a.value.cwiseAbs2();
     const Matrix b_squared = b.value.cwiseAbs2();
     const Matrix variance_ND =
@@ -187,7 +216,7 @@ Estimate Arithmetic::RowDots(const Operand& a, const Operand& b, double unit) co
         (variance_N1 + (additions.of_square + Square(unit)) * z.value.cwiseAbs2()).cwiseSqrt();
   }
   if (bounding_) {
-    const double additions = AdditionBound(a.value.cols(), Sum::kHidden, unit);
+    const double additions = AdditionBound(a.value.cols(), Sum::kHidden, units);
     const Matrix a_size = a.value.cwiseAbs();
     const Matrix b_size = b.value.cwiseAbs();
     const Matrix bound_ND =
@@ -250,9 +279,14 @@ Estimate Arithmetic::Add(const Operand& a, const Operand& b, double unit) const 
 
 void Arithmetic::AddToRows(const Estimate& part, std::span<const std::int64_t> rows,
                            Estimate& total) const {
+  AddToRows(part, rows, UnitsOf(), total);
+}
+
+void Arithmetic::AddToRows(const Estimate& part, std::span<const std::int64_t> rows,
+                           const Units& units, Estimate& total) const {
   // An addition here may be one between ranks (combine of experts that live apart), whose pieces
   // are as large as the part.
-  const double reduced = VarianceOfAdding(/*terms=*/0, Sum::kExperts, unit_.reduce).of_squares;
+  const double reduced = VarianceOfAdding(/*terms=*/0, Sum::kExperts, units).of_squares;
   for (std::size_t n = 0; n < rows.size(); ++n) {
     const auto from = static_cast<Eigen::Index>(n);
     auto value = total.value.row(rows[n]);
@@ -261,13 +295,13 @@ void Arithmetic::AddToRows(const Estimate& part, std::span<const std::int64_t> r
       auto deviation = total.deviation.row(rows[n]);
       deviation =
           (deviation.cwiseAbs2() + part.deviation.row(from).cwiseAbs2() +
-           reduced * part.value.row(from).cwiseAbs2() + Square(unit_.store) * value.cwiseAbs2())
+           reduced * part.value.row(from).cwiseAbs2() + Square(units.store) * value.cwiseAbs2())
               .cwiseSqrt();
     }
     if (bounding_) {
       // In another order any part may come first and pass through all additions.
-      const double additions = AdditionBound(/*terms=*/0, Sum::kExperts, unit_.reduce) +
-                               unit_.store * static_cast<double>(row_parts_);
+      const double additions = AdditionBound(/*terms=*/0, Sum::kExperts, units) +
+                               units.store * static_cast<double>(row_parts_);
       total.worst_case.row(rows[n]) +=
           part.worst_case.row(from) + additions * part.value.row(from).cwiseAbs();
     }

@@ -52,6 +52,14 @@ inline Operand Transposed(const Operand& operand) {
 // What a sum goes over, where a correct implementation may share it out among ranks (Rounding).
 enum class Sum { kLocal, kHidden, kExperts, kTokens };
 
+// Unit round-offs of one operation: of its result, of an addition inside it, and of an addition
+// between ranks or a rank's share of it.
+struct Units {
+  double store = 0.0;
+  double accumulate = 0.0;
+  double reduce = 0.0;
+};
+
 class Arithmetic {
  public:
   // With a rounding, deviations are made; with `worst_case` too, that bound as well. `row_parts` is
@@ -69,22 +77,28 @@ class Arithmetic {
   std::span<Matrix Estimate::*const> parts() const;
   // All zero when not estimating.
   const Rounding& unit() const { return unit_; }
+  // Of an operation in the dtype of the step, or in that of a cast where it is coarser.
+  Units UnitsOf(const Cast& cast = {}) const;
 
   // [rows, cols] of zeros, known exactly.
   Estimate Zero(std::int64_t rows, std::int64_t cols) const;
 
-  // a b, rounded to `unit` on writing (to unit().store where none is given).
+  // As it is after a cast. Not of a transposed operand.
+  Estimate Rounded(const Operand& a, const Cast& cast) const;
+
+  // a b, in the dtype of the step where no units are given.
   Estimate Product(const Operand& a, const Operand& b, Sum sum) const;
-  Estimate Product(const Operand& a, const Operand& b, Sum sum, double unit) const;
+  Estimate Product(const Operand& a, const Operand& b, Sum sum, const Units& units) const;
 
   // a b, the gradient of a parameter as a sum over tokens, with the projection variance of its
   // error: errors of a and b are independent of one another, but each of them goes into a whole row
   // or column of the result, so that those of the result are not.
   Estimate Gradient(const Operand& a, const Operand& b) const;
+  Estimate Gradient(const Operand& a, const Operand& b, const Units& units) const;
 
   // The dot product of row n of a with row n of b, for every n: [N, 1] from [N, D]. One of them is
   // a sum over hidden units, and ranks' shares of the result are written as it is.
-  Estimate RowDots(const Operand& a, const Operand& b, double unit) const;
+  Estimate RowDots(const Operand& a, const Operand& b, double unit, double accumulate) const;
 
   // a and b element by element; row n of a times b[n].
   Estimate Multiply(const Operand& a, const Operand& b, double unit) const;
@@ -94,6 +108,8 @@ class Arithmetic {
 
   // Adds row n of `part` to row rows[n] of `total`.
   void AddToRows(const Estimate& part, std::span<const std::int64_t> rows, Estimate& total) const;
+  void AddToRows(const Estimate& part, std::span<const std::int64_t> rows, const Units& units,
+                 Estimate& total) const;
 
   // f of each element. `slope` is its derivative; `size` is the size of the largest intermediate
   // result, which is what gets rounded (f itself unless terms of f cancel).
@@ -108,14 +124,14 @@ class Arithmetic {
 
  private:
   // Variance that the additions of a sum leave in it, per unit of sum_i term_i^2 and of the sum's
-  // own square; a rank's share of it is off by `share`.
+  // own square.
   struct AdditionVariance {
     double of_squares = 0.0;
     double of_square = 0.0;
   };
-  AdditionVariance VarianceOfAdding(std::int64_t terms, Sum sum, double share) const;
+  AdditionVariance VarianceOfAdding(std::int64_t terms, Sum sum, const Units& units) const;
   // Worst case per unit of sum_i |term_i|.
-  double AdditionBound(std::int64_t terms, Sum sum, double share) const;
+  double AdditionBound(std::int64_t terms, Sum sum, const Units& units) const;
   double RanksOf(Sum sum) const;
 
   bool estimating_;

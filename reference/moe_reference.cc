@@ -100,29 +100,38 @@ ExpertGradients RunExpert(const Arithmetic& math, const Model& model, const Prob
     return {expert, 0, math.Zero(model.d_expert, model.d_model),
             math.Zero(model.d_expert, model.d_model), math.Zero(model.d_model, model.d_expert)};
   }
-  const double store = math.unit().store;
+  // A cast of rows is one of their gradients too, and what multiplies them is computed in it.
+  const Cast& cast_in = math.unit().routed_in;
+  const Cast& cast_out = math.unit().routed_out;
+  const Units in = math.UnitsOf(cast_in);
+  const Units out = math.UnitsOf(cast_out);
   const double scores = math.unit().scores;
   const Estimate p_N1 = Gather(math, p_TK, slots);
-  const Matrix x_ND = RowsOf(problem.x_TD, slots.tokens);
-  const Matrix d_y_ND = RowsOf(problem.d_y_TD, slots.tokens);
+  const Estimate x_ND = math.Rounded(RowsOf(problem.x_TD, slots.tokens), cast_in);
+  const Estimate d_y_ND = math.Rounded(RowsOf(problem.d_y_TD, slots.tokens), cast_out);
 
   SwiGluBackward backward;
   if (model.score_placement == ScorePlacement::kBeforeExperts) {
-    const Estimate r_ND = math.ScaleRows(x_ND, p_N1, store);
-    const SwiGluForward forward = RunSwiGlu(math, r_ND, weights);
-    math.AddToRows(forward.o_ND, slots.tokens, result.y_TD);
+    const Estimate r_ND = math.ScaleRows(x_ND, p_N1, in.store);
+    const SwiGluForward forward = RunSwiGlu(math, r_ND, weights, cast_out);
+    math.AddToRows(forward.o_ND, slots.tokens, out, result.y_TD);
 
-    backward = RunSwiGluBackward(math, r_ND, weights, forward, d_y_ND);
-    Scatter(math, math.RowDots(backward.d_r_ND, x_ND, scores), slots, d_p_TK);
-    math.AddToRows(math.ScaleRows(backward.d_r_ND, p_N1, store), slots.tokens, result.d_x_TD);
+    backward = RunSwiGluBackward(math, r_ND, weights, forward, d_y_ND, cast_in);
+    Scatter(math,
+            math.RowDots(backward.d_r_ND, x_ND, std::max(scores, cast_in.unit), in.accumulate),
+            slots, d_p_TK);
+    math.AddToRows(math.ScaleRows(backward.d_r_ND, p_N1, in.store), slots.tokens, in,
+                   result.d_x_TD);
   } else {
-    const SwiGluForward forward = RunSwiGlu(math, x_ND, weights);
-    math.AddToRows(math.ScaleRows(forward.o_ND, p_N1, store), slots.tokens, result.y_TD);
+    const SwiGluForward forward = RunSwiGlu(math, x_ND, weights, cast_out);
+    math.AddToRows(math.ScaleRows(forward.o_ND, p_N1, out.store), slots.tokens, out, result.y_TD);
 
-    const Estimate d_o_ND = math.ScaleRows(d_y_ND, p_N1, store);
-    backward = RunSwiGluBackward(math, x_ND, weights, forward, d_o_ND);
-    Scatter(math, math.RowDots(forward.o_ND, d_y_ND, scores), slots, d_p_TK);
-    math.AddToRows(backward.d_r_ND, slots.tokens, result.d_x_TD);
+    const Estimate d_o_ND = math.ScaleRows(d_y_ND, p_N1, out.store);
+    backward = RunSwiGluBackward(math, x_ND, weights, forward, d_o_ND, cast_in);
+    Scatter(math,
+            math.RowDots(forward.o_ND, d_y_ND, std::max(scores, cast_out.unit), out.accumulate),
+            slots, d_p_TK);
+    math.AddToRows(backward.d_r_ND, slots.tokens, in, result.d_x_TD);
   }
   return {expert, std::ssize(slots.tokens), std::move(backward.d_w1_FD),
           std::move(backward.d_w3_FD), std::move(backward.d_w2_DF)};
@@ -148,7 +157,8 @@ void RunSharedExperts(const Arithmetic& math, const Model& model, const Problem&
 
     const Estimate d_o_TD = math.ScaleRows(problem.d_y_TD, a_T1, store);
     backward = RunSwiGluBackward(math, x_TD, problem.shared, forward, d_o_TD);
-    const Estimate d_a_T1 = math.RowDots(forward.o_ND, problem.d_y_TD, store);
+    const Estimate d_a_T1 =
+        math.RowDots(forward.o_ND, problem.d_y_TD, store, math.unit().accumulate);
     const Estimate slope_T1 =
         math.Elementwise(a_T1, SigmoidSlopeOf, curvature, /*size=*/SigmoidSlopeOf, store);
     const Estimate d_z_T1 = math.Multiply(d_a_T1, slope_T1, store);
@@ -170,12 +180,16 @@ void RunGateBackward(const Arithmetic& math, const Model& model, const Problem& 
   std::vector<std::int64_t> tokens(static_cast<std::size_t>(problem.x_TD.rows()));
   std::iota(tokens.begin(), tokens.end(), 0);
 
-  result.d_gate_ED = math.Gradient(Transposed(d_logits_TE), problem.x_TD);
+  const Cast& cast = math.unit().gate;
+  const Units units = math.UnitsOf(cast);
+  const Estimate x_TD = math.Rounded(problem.x_TD, cast);
+  const Estimate gate_ED = math.Rounded(problem.gate_ED, cast);
+  result.d_gate_ED = math.Gradient(Transposed(d_logits_TE), x_TD, units);
   if (model.gate_bias) {
     const Matrix ones_1T = Matrix::Ones(1, problem.x_TD.rows());
-    result.d_gate_bias_E = math.Gradient(ones_1T, d_logits_TE);
+    result.d_gate_bias_E = math.Gradient(ones_1T, d_logits_TE, units);
   }
-  math.AddToRows(math.Product(d_logits_TE, problem.gate_ED, Sum::kExperts), tokens, result.d_x_TD);
+  math.AddToRows(math.Product(d_logits_TE, gate_ED, Sum::kExperts, units), tokens, result.d_x_TD);
 }
 
 }  // namespace

@@ -36,6 +36,14 @@ struct Problem {
   Vector shared_gate_D;
 };
 
+// A tensor inside the step that is cast to a coarser dtype than the step's: its operands are
+// rounded to that dtype, what makes it, uses it and makes its gradient is computed in it, and so
+// are shares of it that ranks hold.
+struct Cast {
+  double unit = 0.0;        // one rounding to it; 0 where there is no such cast
+  double accumulate = 0.0;  // one addition inside a dot product of it
+};
+
 // Unit round-offs of a correct implementation of the same step, by where they arise.
 struct Rounding {
   double store = 0.0;       // a tensor written in the dtype under test
@@ -43,6 +51,9 @@ struct Rounding {
   double logits = 0.0;      // the logits as they enter the score function
   double scores = 0.0;      // score function, normalisation, and their backward
   double reduce = 0.0;      // one addition of a sum over ranks, or a rank's share of it, stored
+  Cast gate;                // the linear layer of the router
+  Cast routed_in;           // rows that enter the experts, and their score before the experts
+  Cast routed_out;          // what experts give, and its score and sum on the way into y_TD
   // Among how many ranks a sum may be shared out; 1 where none is.
   std::int64_t hidden_ranks = 1;  // over an expert's hidden units F
   std::int64_t expert_ranks = 1;  // over the experts of a token

@@ -249,8 +249,12 @@ Estimate Scale(const Arithmetic& math, const Estimate& a, double factor) {
 
 Estimate Logits(const Arithmetic& math, const Model& model, const Matrix& x_TD,
                 const Matrix& gate_ED, const Vector& gate_bias_E) {
+  const Cast& cast = math.unit().gate;
   const double unit = math.unit().logits;
-  Estimate logits_TE = math.Product(x_TD, Transposed(gate_ED), Sum::kLocal, unit);
+  Units units = math.UnitsOf(cast);
+  units.store = unit;
+  Estimate logits_TE = math.Product(math.Rounded(x_TD, cast),
+                                    Transposed(math.Rounded(gate_ED, cast)), Sum::kLocal, units);
   if (!model.gate_bias) {
     return logits_TE;
   }

@@ -25,10 +25,13 @@ struct SwiGluBackward {
 // silu'(u) = s + u s (1 - s) with s = sigmoid(u).
 double SiluSlope(double u);
 
-SwiGluForward RunSwiGlu(const Arithmetic& math, const Operand& r_ND, const SwiGluWeights& weights);
+// With o cast to `out` as it leaves.
+SwiGluForward RunSwiGlu(const Arithmetic& math, const Operand& r_ND, const SwiGluWeights& weights,
+                        const Cast& out = {});
 
+// With d_r cast to `in` as it leaves.
 SwiGluBackward RunSwiGluBackward(const Arithmetic& math, const Operand& r_ND,
                                  const SwiGluWeights& weights, const SwiGluForward& forward,
-                                 const Operand& d_o_ND);
+                                 const Operand& d_o_ND, const Cast& in = {});
 
 }  // namespace moe::reference
