@@ -8,6 +8,7 @@
 
 #include "harness/base/tensors.h"
 #include "harness/compare/explanation_text.h"
+#include "harness/compare/tolerance.h"
 
 namespace moe {
 namespace {
@@ -100,24 +101,28 @@ std::string DoubtClaims(const Manifest& manifest, const Finding& finding) {
   return "";
 }
 
-std::string DescribeFloor(const Manifest& manifest, const std::vector<Finding>& findings) {
+std::string DescribeFloor(const Manifest& manifest, const std::vector<CastEffect>& effects) {
   std::vector<std::string> casts;
-  for (const auto& [tensor, dtype] : manifest.casts) {
-    if (UnitRoundoff(dtype) > UnitRoundoff(manifest.dtype)) {
-      casts.push_back(fmt::format("{} in {}", tensor, ToText(dtype)));
-    }
-  }
-  if (casts.empty()) {
-    return "";
+  for (const auto& [tensor, dtype] : CoarserCasts(manifest)) {
+    casts.push_back(fmt::format("{} in {}", tensor, ToText(dtype)));
   }
   std::vector<std::string> allowed;
-  for (const Finding& finding : findings) {
-    if (finding.tolerance > 0.0) {
-      allowed.push_back(fmt::format("{} {:.1e}", finding.tensor, finding.tolerance));
+  std::vector<std::string> untouched;
+  for (const CastEffect& effect : effects) {
+    if (CastsReaching(manifest, effect.tensor).empty()) {
+      untouched.push_back(effect.tensor);
+    } else if (allowed.empty()) {  // said in full once
+      allowed.push_back(fmt::format("{} may be off by {:.1e} ({:.1e} without)", effect.tensor,
+                                    effect.with, effect.without));
+    } else {
+      allowed.push_back(
+          fmt::format("{} {:.1e} ({:.1e})", effect.tensor, effect.with, effect.without));
     }
   }
-  return fmt::format("declared {}, so that these may be off by: {}", fmt::join(casts, ", "),
-                     fmt::join(allowed, ", "));
+  return fmt::format(
+      "{}: {}{}", fmt::join(casts, ", "),
+      allowed.empty() ? "changes nothing here" : fmt::format("{}", fmt::join(allowed, ", ")),
+      untouched.empty() ? "" : fmt::format("; {} as without", fmt::join(untouched, ", ")));
 }
 
 }  // namespace moe

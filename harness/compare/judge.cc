@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <initializer_list>
 #include <iterator>
 #include <memory>
 #include <utility>
@@ -39,7 +41,13 @@ class DumpJudge {
  private:
   void CompareRouting();
   void RequireFinite(const std::string& name, const Estimate& want) const;
-  void JudgeWhole(const std::string& name, const Estimate& want);
+  using OnEstimate =
+      std::function<void(const std::string& name, std::int64_t expert, const Estimate& want)>;
+  reference::StepResult RunReference(const Manifest& manifest, bool worst_case,
+                                     const OnEstimate& on_estimate) const;
+  static Estimate AsStored(const Estimate& computed, double unit);
+  static void JudgeEstimate(TensorJudge* judge, std::int64_t expert, const Estimate& want);
+  std::vector<CastEffect> EffectsOfCasts() const;
   void CheckAgainstGolden() const;
   void CheckThatSomethingWasTested(const reference::StepResult& want);
   TensorJudge* JudgeOf(const std::string& name);
@@ -113,11 +121,28 @@ void DumpJudge::RequireFinite(const std::string& name, const Estimate& want) con
   }
 }
 
-void DumpJudge::JudgeWhole(const std::string& name, const Estimate& want) {
-  RequireFinite(name, want);
-  reference_squares_[name] += want.value.squaredNorm();
-  TensorJudge* judge = JudgeOf(name);
+// The tensor as it is written, where that is coarser than it is computed: one more rounding.
+Estimate DumpJudge::AsStored(const Estimate& computed, double unit) {
+  Estimate stored = computed;
+  const Matrix rounding = unit * computed.value.cwiseAbs();
+  stored.deviation = (computed.deviation.cwiseAbs2() + rounding.cwiseAbs2()).cwiseSqrt();
+  if (computed.worst_case.size() > 0) {
+    stored.worst_case += rounding;
+  }
+  if (computed.projection_variance > 0.0) {
+    stored.projection_variance += rounding.cwiseProduct(computed.value).squaredNorm();
+  }
+  return stored;
+}
+
+// Without a judge nothing is to be judged.
+void DumpJudge::JudgeEstimate(TensorJudge* judge, std::int64_t expert, const Estimate& want) {
   if (judge == nullptr) {
+    return;
+  }
+  if (expert >= 0) {
+    judge->JudgeUnit(expert, want.value, want.deviation, want.worst_case);
+    judge->BoundScale(want);
     return;
   }
   const bool has_units = judge->observed().HasUnits();
@@ -136,6 +161,68 @@ void DumpJudge::JudgeWhole(const std::string& name, const Estimate& want) {
       judge->BoundScale(row);
     }
   }
+}
+
+// The reference's results with the bounds of a step as `manifest` describes it: each expert's
+// gradients as they come, then the whole tensors, whose expert is -1.
+reference::StepResult DumpJudge::RunReference(const Manifest& manifest, bool worst_case,
+                                              const OnEstimate& on_estimate) const {
+  const auto hand_over = [&](const std::string& name, std::int64_t expert,
+                             const Estimate& computed) {
+    const double unit = StoredUnit(manifest, name);
+    on_estimate(name, expert, unit > 0.0 ? AsStored(computed, unit) : computed);
+  };
+  const reference::StepOptions step{
+      .rounding = RoundingOf(manifest),
+      .worst_case = worst_case,
+      .forced_routing = observed_routing_ ? &*observed_routing_ : nullptr};
+  const auto on_expert = [&](const reference::ExpertGradients& gradients) {
+    hand_over("d_w1_EFD", gradients.expert, gradients.d_w1_FD);
+    hand_over("d_w3_EFD", gradients.expert, gradients.d_w3_FD);
+    hand_over("d_w2_EDF", gradients.expert, gradients.d_w2_DF);
+  };
+  reference::StepResult result = reference::RunStep(manifest.model, problem_, step, on_expert);
+  for (const auto& [name, estimate] :
+       std::initializer_list<std::pair<const char*, const Estimate*>>{
+           {"y_TD", &result.y_TD},
+           {"d_x_TD", &result.d_x_TD},
+           {"d_gate_ED", &result.d_gate_ED},
+           {"d_gate_bias_E", &result.d_gate_bias_E},
+           {"d_shared_w1_FD", &result.d_shared_w1_FD},
+           {"d_shared_w3_FD", &result.d_shared_w3_FD},
+           {"d_shared_w2_DF", &result.d_shared_w2_DF},
+           {"d_shared_gate_D", &result.d_shared_gate_D}}) {
+    hand_over(name, /*expert=*/-1, *estimate);
+  }
+  return result;
+}
+
+// Against what everything might be off by had the producer declared no coarser cast; takes a second
+// run of the reference.
+std::vector<CastEffect> DumpJudge::EffectsOfCasts() const {
+  Dump plain = dump_;
+  for (const auto& [cast, dtype] : CoarserCasts(manifest_)) {
+    plain.manifest.casts.erase(cast);
+  }
+  std::map<std::string, TensorJudge> judges;
+  for (const auto& [name, judge] : judges_) {
+    judges.try_emplace(name, plain, name, options_);
+  }
+  RunReference(plain.manifest, /*worst_case=*/false,
+               [&](const std::string& name, std::int64_t expert, const Estimate& estimate) {
+                 const auto judge = judges.find(name);
+                 JudgeEstimate(judge == judges.end() ? nullptr : &judge->second, expert, estimate);
+               });
+  std::vector<CastEffect> effects;
+  for (const TensorInfo& result : ResultsOf(manifest_.model)) {
+    const auto judge = judges_.find(result.name);
+    if (judge != judges_.end() && judge->second->measured().bound > 0.0) {
+      effects.push_back({.tensor = result.name,
+                         .with = kSafety * judge->second->measured().bound,
+                         .without = kSafety * judges.at(result.name).measured().bound});
+    }
+  }
+  return effects;
 }
 
 void DumpJudge::CheckThatSomethingWasTested(const reference::StepResult& want) {
@@ -283,7 +370,9 @@ void DumpJudge::TryModelVariants(const reference::Routing& routing) {
 // What was taken on trust of a stranger, and which claim would be wrong if a gradient were right.
 void DumpJudge::NameClaims() {
   judgement_.claims = DescribeClaims(manifest_);
-  judgement_.floor = DescribeFloor(manifest_, judgement_.findings);
+  if (!CoarserCasts(manifest_).empty() && !AllowsNothing(manifest_, options_)) {
+    judgement_.floor = DescribeFloor(manifest_, EffectsOfCasts());
+  }
   for (Finding& finding : judgement_.findings) {
     if (const std::string doubt = DoubtClaims(manifest_, finding); !doubt.empty()) {
       finding.evidence.push_back("       " + doubt);
@@ -301,32 +390,13 @@ Judgement DumpJudge::Run() {
       judges_[result.name] = std::make_unique<TensorJudge>(dump_, result.name, options_);
     }
   }
-  const reference::StepOptions step{
-      .rounding = RoundingOf(manifest_),
-      .worst_case = options_.worst_case,
-      .forced_routing = observed_routing_ ? &*observed_routing_ : nullptr};
-  const auto on_expert = [&](const reference::ExpertGradients& gradients) {
-    const auto judge = [&](const std::string& name, const Estimate& want) {
-      RequireFinite(name, want);
-      reference_squares_[name] += want.value.squaredNorm();
-      if (TensorJudge* tensor = JudgeOf(name)) {
-        tensor->JudgeUnit(gradients.expert, want.value, want.deviation, want.worst_case);
-        tensor->BoundScale(want);
-      }
-    };
-    judge("d_w1_EFD", gradients.d_w1_FD);
-    judge("d_w3_EFD", gradients.d_w3_FD);
-    judge("d_w2_EDF", gradients.d_w2_DF);
-  };
-  const reference::StepResult want = reference::RunStep(manifest_.model, problem_, step, on_expert);
-  JudgeWhole("y_TD", want.y_TD);
-  JudgeWhole("d_x_TD", want.d_x_TD);
-  JudgeWhole("d_gate_ED", want.d_gate_ED);
-  JudgeWhole("d_gate_bias_E", want.d_gate_bias_E);
-  JudgeWhole("d_shared_w1_FD", want.d_shared_w1_FD);
-  JudgeWhole("d_shared_w3_FD", want.d_shared_w3_FD);
-  JudgeWhole("d_shared_w2_DF", want.d_shared_w2_DF);
-  JudgeWhole("d_shared_gate_D", want.d_shared_gate_D);
+  const reference::StepResult want =
+      RunReference(manifest_, options_.worst_case,
+                   [&](const std::string& name, std::int64_t expert, const Estimate& estimate) {
+                     RequireFinite(name, estimate);
+                     reference_squares_[name] += estimate.value.squaredNorm();
+                     JudgeEstimate(JudgeOf(name), expert, estimate);
+                   });
   CheckAgainstGolden();
   Ledger ledger(manifest_, problem_, want.routing);
   if (auto counts = CompareCounts(dump_, want.tokens_per_expert_E)) {

@@ -326,8 +326,7 @@ TEST(Judge, SaysWhatADeclaredCastAllows) {
   Step step("dp2");
   step.manifest.casts["scores_TE"] = Dtype::kBfloat16;
   step.Run();
-  EXPECT_TRUE(Has(step.Judge().floor,
-                  "declared scores_TE in bfloat16, so that these may be off by: y_TD "));
+  EXPECT_TRUE(step.Judge().floor.starts_with("scores_TE in bfloat16: y_TD may be off by "));
 }
 
 TEST(Judge, SaysWhichClaimsItReliedOn) {
@@ -528,6 +527,18 @@ TEST(Judge, MeasuresATieByTheDtypeOfTheLogits) {
   EXPECT_TRUE(Notes(step.Judge(), "a tie may have fallen otherwise than in the reference"));
 }
 
+TEST(Judge, MeasuresATieByTheDeclaredCasts) {
+  Step step = StepWithGap(1e-9);
+  for (const char* stage : {"routed_in_ND", "routed_out_ND"}) {  // come after the choice
+    step.manifest.casts = {{stage, Dtype::kFloat32}};
+    EXPECT_EQ(step.FindingOf("topk_expert_TK").verdict, Verdict::kFail) << stage;
+  }
+  for (const char* stage : {"scores_TE", "logits_TE"}) {
+    step.manifest.casts = {{stage, Dtype::kFloat32}};
+    EXPECT_EQ(step.FindingOf("topk_expert_TK").verdict, Verdict::kPass) << stage;
+  }
+}
+
 TEST(Judge, RefusesACaseThatRoundingDecides) {
   Step step = StepWithGap(1e-4);
   step.Drop("topk_expert_TK");
@@ -575,6 +586,9 @@ TEST(Judge, RefusesValuesStoredMoreCoarselyThanTheyClaim) {
           "d_w1_EFD of rank 0 is stored in float32, which is coarser than the dtype of the step"));
   step.manifest.casts = {{"d_w1_EFD", Dtype::kFloat32}};
   EXPECT_TRUE(Passes(step.Judge()));
+  step.Scale("d_w3_EFD", 1.0 + 1e-9);  // stored as before, so it is held to what it was
+  EXPECT_EQ(step.FindingOf("d_w3_EFD").verdict, Verdict::kFail);
+  EXPECT_EQ(step.FindingOf("d_w1_EFD").verdict, Verdict::kPass);
 }
 
 TEST(DumpedProblem, IsPutTogetherFromTheRanks) {
@@ -647,8 +661,10 @@ TEST(Judge, LeavesTheGoldenToleranceToUncastSteps) {
   golden.tolerances[Dtype::kFloat32] = golden.tolerances[Dtype::kBfloat16];
   step.Scale("d_gate_ED", 1.0 + 2e-3);
   EXPECT_EQ(step.FindingOf("d_gate_ED", {.golden = &golden}).verdict, Verdict::kFail);
-  step.manifest.casts = {{"h_NF", Dtype::kBfloat16}};
+  step.manifest.casts = {{"scores_TE", Dtype::kBfloat16}};
   EXPECT_EQ(step.FindingOf("d_gate_ED", {.golden = &golden}).verdict, Verdict::kPass);
+  step.manifest.casts = {{"d_w1_EFD", Dtype::kBfloat16}};  // another result's business
+  EXPECT_EQ(step.FindingOf("d_gate_ED", {.golden = &golden}).verdict, Verdict::kFail);
 }
 
 TEST(Judge, RefusesTheGoldenFileOfAnotherProblem) {

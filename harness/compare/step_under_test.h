@@ -113,6 +113,11 @@ class Step {
     whole["y_TD"] = values(result.y_TD.value);
     whole["d_x_TD"] = values(result.d_x_TD.value);
     whole["d_gate_ED"] = values(result.d_gate_ED.value);
+    if (manifest.model.d_shared > 0) {
+      whole["d_shared_w1_FD"] = values(result.d_shared_w1_FD.value);
+      whole["d_shared_w3_FD"] = values(result.d_shared_w3_FD.value);
+      whole["d_shared_w2_DF"] = values(result.d_shared_w2_DF.value);
+    }
     const auto& chosen = result.routing.topk_expert_TK;
     whole["topk_expert_TK"].assign(chosen.data(), chosen.data() + chosen.size());
     whole["tokens_per_expert_E"].assign(result.tokens_per_expert_E.begin(),

@@ -16,11 +16,22 @@ namespace {
 
 using reference::Matrix;
 
-// Whether the producer computes something in a coarser dtype than the golden tolerances assume.
-bool CoarsensAnything(const Manifest& manifest) {
-  return std::any_of(manifest.casts.begin(), manifest.casts.end(), [&](const auto& cast) {
-    return UnitRoundoff(cast.second) > UnitRoundoff(manifest.dtype);
+// As far as the casts are concerned that take part in one result.
+Manifest WithCastsReaching(const Manifest& manifest, const std::string& result) {
+  Manifest reached = manifest;
+  std::erase_if(reached.casts, [coarser = CoarserCasts(manifest),
+                                reaching = CastsReaching(manifest, result)](const auto& cast) {
+    return coarser.contains(cast.first) && !reaching.contains(cast.first);
   });
+  return reached;
+}
+
+double CoarsestUnit(const Manifest& manifest, const std::string& result) {
+  double coarsest = UnitRoundoff(manifest.dtype);
+  for (const auto& [cast, dtype] : CastsReaching(manifest, result)) {
+    coarsest = std::max(coarsest, UnitRoundoff(dtype));
+  }
+  return coarsest;
 }
 
 }  // namespace
@@ -34,9 +45,9 @@ bool AllowsNothing(const Manifest& manifest, const JudgeOptions& options) {
 TensorJudge::TensorJudge(const Dump& dump, const std::string& name, const JudgeOptions& options)
     : options_(options),
       observed_(dump, name),
-      scale_(RoundingOf(dump.manifest)),
+      scale_(RoundingOf(WithCastsReaching(dump.manifest, name))),
       dtype_(dump.manifest.dtype),
-      golden_counts_(!CoarsensAnything(dump.manifest)),
+      coarsest_unit_(CoarsestUnit(dump.manifest, name)),
       exact_(AllowsNothing(dump.manifest, options)) {
   finding_.tensor = name;
   tolerance_ = GoldenTolerance();
@@ -49,7 +60,8 @@ TensorJudge::TensorJudge(const Dump& dump, const std::string& name, const JudgeO
 }
 
 std::optional<double> TensorJudge::GoldenTolerance() const {
-  if (options_.golden == nullptr || !golden_counts_) {
+  // It speaks of a step without coarser casts.
+  if (options_.golden == nullptr || coarsest_unit_ > UnitRoundoff(dtype_)) {
     return std::nullopt;
   }
   const auto of_dtype = options_.golden->tolerances.find(dtype_);
@@ -253,7 +265,7 @@ void TensorJudge::JudgeScale() {
   const double error = scale_.error();
   // A foreign step may round in one direction, by up to a unit in each of the four tensors that are
   // stored on the way to a gradient; of the built-in one it is known that it does not.
-  const double truncation = options_.contract == nullptr ? 4.0 * UnitRoundoff(dtype_) : 0.0;
+  const double truncation = options_.contract == nullptr ? 4.0 * coarsest_unit_ : 0.0;
   const double allowed = kScaleSafety * scale_.deviation() + truncation;
   measured_.scale_bound = kScaleBound * scale_.deviation();
   measured_.scale_ratio = error == 0.0 ? 0.0 : std::abs(error) / measured_.scale_bound;

@@ -62,7 +62,7 @@ class TensorJudge {
   Measurement measurement_;
   ScaleFit scale_;
   Dtype dtype_;
-  bool golden_counts_;
+  double coarsest_unit_;  // of the arithmetic that takes part in the tensor
   bool exact_;
   std::optional<double> tolerance_;
   Finding finding_;

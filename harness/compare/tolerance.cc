@@ -4,6 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
+
+#include "harness/base/tensors.h"
 
 namespace moe {
 
@@ -26,19 +29,75 @@ reference::Rounding RoundingOf(Dtype dtype, const std::map<std::string, Dtype>& 
     }
     if (tensor == "scores_TE") {
       rounding.scores = std::max(rounding.scores, coarse_unit);
-    } else if (tensor != "logits_TE") {
-      rounding.store = std::max(rounding.store, coarse_unit);
+    }
+    if (coarse_unit > unit) {
+      const reference::Cast cast{
+          .unit = coarse_unit, .accumulate = std::min(coarse_unit, UnitRoundoff(Dtype::kFloat32))};
+      if (tensor == "logits_TE") {
+        rounding.gate = cast;
+      } else if (tensor == "routed_in_ND") {
+        rounding.routed_in = cast;
+      } else if (tensor == "routed_out_ND") {
+        rounding.routed_out = cast;
+      }
     }
   }
   return rounding;
 }
 
+namespace {
+
+// What is lost when it is stored is known: one rounding of what the reference has.
+bool IsFinishedResult(const Manifest& manifest, const std::string& tensor) {
+  const std::vector<TensorInfo> results = ResultsOf(manifest.model);
+  const auto dumped = manifest.tensors.find(tensor);
+  return dumped != manifest.tensors.end() &&
+         std::any_of(results.begin(), results.end(),
+                     [&](const TensorInfo& result) { return result.name == tensor; }) &&
+         std::none_of(
+             dumped->second.placements.begin(), dumped->second.placements.end(),
+             [](const auto& claim) { return claim.second.kind == Placement::Kind::kPartial; });
+}
+
+}  // namespace
+
 reference::Rounding RoundingOf(const Manifest& manifest) {
   reference::Rounding rounding = RoundingOf(manifest.dtype, manifest.casts, manifest.layout);
+  for (const auto& [cast, dtype] : CoarserCasts(manifest)) {
+    if (!IsStage(cast) && !IsFinishedResult(manifest, cast)) {
+      rounding.store = std::max(rounding.store, UnitRoundoff(dtype));
+      rounding.reduce = std::max(rounding.reduce, UnitRoundoff(dtype));
+    }
+  }
   if (!manifest.casts.contains("scores_TE") && !manifest.casts.contains("logits_TE")) {
     rounding.logits = std::max(rounding.logits, rounding.store);
   }
   return rounding;
+}
+
+std::map<std::string, Dtype> CoarserCasts(const Manifest& manifest) {
+  std::map<std::string, Dtype> coarser = manifest.casts;
+  std::erase_if(coarser, [&](const auto& cast) {
+    return UnitRoundoff(cast.second) <= UnitRoundoff(manifest.dtype);
+  });
+  return coarser;
+}
+
+std::map<std::string, Dtype> CastsReaching(const Manifest& manifest, const std::string& result) {
+  std::map<std::string, Dtype> reaching = CoarserCasts(manifest);
+  const bool is_shared = result.starts_with("d_shared_");
+  std::erase_if(reaching, [&](const auto& cast) {
+    return IsStage(cast.first) ? is_shared
+                               : cast.first != result && IsFinishedResult(manifest, cast.first);
+  });
+  return reaching;
+}
+
+double StoredUnit(const Manifest& manifest, const std::string& result) {
+  const auto coarser = CoarserCasts(manifest);
+  const auto cast = coarser.find(result);
+  return cast != coarser.end() && IsFinishedResult(manifest, result) ? UnitRoundoff(cast->second)
+                                                                     : 0.0;
 }
 
 double DetectableScale(double tolerance, double bound) {

@@ -2,7 +2,6 @@
 // the reference's error estimates the allowed error of a slice.
 #pragma once
 
-#include <cstdint>
 #include <map>
 #include <string>
 
@@ -45,15 +44,27 @@ inline constexpr double kClearance = 4.0;
 // better; scores are computed in float32 or better; sums over ranks round in `dtype`, a sum over
 // hidden units once per rank of tp or etp, one over a token's experts once per rank of ep and etp
 // (or tp, for what the tp ranks add to a token), one over tokens once per rank of the world.
-// `casts` names what the producer computes in a coarser dtype: scores_TE (with the logits that
-// enter the score function) and logits_TE coarsen those stages, any other tensor coarsens what is
-// stored.
+// `casts` names the stages that the producer computes in a coarser dtype, as in manifest.h; other
+// tensors among them are of no interest here.
 reference::Rounding RoundingOf(Dtype dtype, const std::map<std::string, Dtype>& casts,
                                const Layout& layout);
 
 // Of the step that made a dump. Without a cast that names them, logits may be kept in the dtype of
-// the step.
+// the step. A tensor under casts that is not a finished result (StoredUnit), such as a weight, or a
+// gradient of which ranks hold shares, coarsens all that the step stores and adds up over ranks.
 reference::Rounding RoundingOf(const Manifest& manifest);
+
+// The casts of the manifest to a dtype that is coarser than the step's.
+std::map<std::string, Dtype> CoarserCasts(const Manifest& manifest);
+
+// Those of them that take part in what a result may be off by. The shared experts see nothing of
+// the stages, all of which are the router's or the routed experts'; a finished result is stored
+// coarsely itself and widens no other.
+std::map<std::string, Dtype> CastsReaching(const Manifest& manifest, const std::string& result);
+
+// The unit round-off of a finished result (with no axis on which it is still owed) that is stored
+// more coarsely than the step computes; 0 of other tensors.
+double StoredUnit(const Manifest& manifest, const std::string& result);
 
 // The smallest s for which (1 + s) (want + e) with |e| <= bound |want| is further from want than
 // tolerance |want|, whatever e: it is off by at least s - (1 + s) bound, so

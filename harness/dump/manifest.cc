@@ -164,19 +164,16 @@ std::vector<std::pair<std::string, JsonNode>> Members(const JsonNode& node, std:
   return node.Members();
 }
 
-// Inside a step, beside the tensors of a dump: the scores and what enters them, the rows that enter
-// the experts once a score was applied, and their outputs on the way into y_TD.
-constexpr std::array<std::string_view, 4> kCastable = {"scores_TE", "logits_TE", "routed_in_ND",
-                                                       "routed_out_ND"};
+constexpr std::array<std::string_view, 4> kStages = {"logits_TE", "scores_TE", "routed_in_ND",
+                                                     "routed_out_ND"};
 
 std::map<std::string, Dtype> ParseCasts(const JsonNode& node, const TensorShapes& known) {
   std::map<std::string, Dtype> casts;
-  for (const auto& [name, dtype] : Members(node, known.size() + kCastable.size())) {
-    if (!known.contains(name) &&
-        std::find(kCastable.begin(), kCastable.end(), name) == kCastable.end()) {
+  for (const auto& [name, dtype] : Members(node, known.size() + kStages.size())) {
+    if (!known.contains(name) && !IsStage(name)) {
       dtype.Fail(
           fmt::format("is not a tensor whose rounding is known; use {}, or a tensor of the dump",
-                      fmt::join(kCastable, ", ")));
+                      fmt::join(kStages, ", ")));
     }
     casts.emplace(name, ParseFloatDtype(dtype));
   }
@@ -387,6 +384,10 @@ std::vector<std::vector<std::int64_t>> ParseTokens(const JsonNode& node, const M
 }
 
 }  // namespace
+
+bool IsStage(std::string_view cast) {
+  return std::find(kStages.begin(), kStages.end(), cast) != kStages.end();
+}
 
 Manifest ParseManifest(const Json& json, const std::string& file) {
   const JsonNode root(json, file);

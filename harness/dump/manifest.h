@@ -32,8 +32,10 @@ struct Manifest {
   Layout layout;
   Model model;
   Dtype dtype = Dtype::kFloat64;
-  std::map<std::string, Dtype> casts;  // intermediate tensor -> coarser dtype it is computed in
-  std::optional<std::string> inputs;   // file with the whole problem, inside the folder
+  // Stage of the step (IsStage) or tensor of the dump -> the dtype it is computed or stored in,
+  // where that is not the step's.
+  std::map<std::string, Dtype> casts;
+  std::optional<std::string> inputs;  // file with the whole problem, inside the folder
   std::optional<std::string> case_name;
   std::map<std::string, DumpedTensor> tensors;
   std::vector<std::string> not_dumped;          // left out on purpose
@@ -46,12 +48,24 @@ struct Manifest {
   std::int64_t WorldSize() const { return meshes.dense.WorldSize(); }
 };
 
+// The stages of a step that a producer may declare to compute in another dtype than the step's.
+// Each stands for a tensor and its gradient, with the operations that make and use them:
+//   logits_TE      the router's linear layer, x and the gate in it, and d_gate
+//   scores_TE      the logits as they enter the score function, the scores, the weights that are
+//                  made of them, and the gradients of all these
+//   routed_in_ND   rows as they enter the experts, and their product with the score where it is
+//                  applied before the experts: (float32(x) * score).to(dtype)
+//   routed_out_ND  what the experts give, its product with the score where that comes after them,
+//                  and the sum over a token's experts: (float32(o) * score).to(dtype)
+// A tensor of the dump under "casts" is stored in that dtype, and computed in the step's.
+bool IsStage(std::string_view cast);
+
 // Reads and checks everything that can be checked without the tensors: known keys, types, sizes
 // (FindFault), meshes that agree on the world and with "layout", known tensor names with the shapes
-// that the model gives them, no tensor both dumped and said to be missing, placements with existing
-// axes and dimensions (T tensors: rows by `tokens`), token lists (one per rank, indices in range,
-// none twice in one rank), an `inputs` name that stays inside the folder (no '/', no "..", not
-// absolute). Throws Error("file#/pointer", one sentence).
+// that the model gives them, no tensor both dumped and said to be missing, casts of stages and
+// of such tensors, placements with existing axes and dimensions (T tensors: rows by `tokens`),
+// token lists (one per rank, indices in range, none twice in one rank), an `inputs` name that stays
+// inside the folder (no '/', no "..", not absolute). Throws Error("file#/pointer", one sentence).
 Manifest ParseManifest(const Json& json, const std::string& file);
 
 Json ToJson(const Manifest& manifest);

@@ -133,7 +133,7 @@ TEST(Manifest, RefusesWrongValuesAtTheTop) {
        {"/casts/scores_TE", "\"fp8\"",
         "m#/casts/scores_TE: is \"fp8\"; use float64, float32, bfloat16 or float16"},
        {"/casts/scores", "\"float32\"",
-        "m#/casts/scores: is not a tensor whose rounding is known; use scores_TE, logits_TE, "
+        "m#/casts/scores: is not a tensor whose rounding is known; use logits_TE, scores_TE, "
         "routed_in_ND, routed_out_ND, or a tensor of the dump"},
        {"/missing/d_y", "\"why\"",
         "m#/missing/d_y: is not a tensor of this model; known are d_gate_ED, d_w1_EFD, d_w2_EDF, "
