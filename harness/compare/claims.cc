@@ -45,6 +45,15 @@ std::string ClaimsOf(const Manifest& manifest, const std::string& name) {
   return parts.empty() ? "whole" : fmt::format("{}", fmt::join(parts, ", "));
 }
 
+bool HasReplicas(const Manifest& manifest, const std::string& name) {
+  const DumpedTensor& tensor = manifest.tensors.at(name);
+  const Mesh& mesh = manifest.meshes.Of(tensor.mesh);
+  return std::any_of(mesh.axes.begin(), mesh.axes.end(), [&](Axis axis) {
+    return mesh.SizeOf(axis) > 1 &&
+           PlacementOn(tensor.placements, axis).kind == Placement::Kind::kReplicate;
+  });
+}
+
 // Whether the tensor's own mesh has all of `axes`, and claims `kind` on each.
 bool AllClaimed(const Manifest& manifest, const Finding& finding, Placement::Kind kind) {
   const DumpedTensor& tensor = manifest.tensors.at(finding.tensor);
@@ -76,6 +85,36 @@ std::vector<std::string> DescribeClaims(const Manifest& manifest) {
     lines.push_back(fmt::format("{}: {}", fmt::join(tensors, ", "), claims));
   }
   return lines;
+}
+
+std::vector<std::string> DescribeGaps(const Manifest& manifest) {
+  std::vector<std::string> gaps;
+  std::vector<std::string> alone;  // gradients of parameters without replicas
+  for (const TensorInfo& result : ResultsOf(manifest.model)) {
+    const auto missing = manifest.missing.find(result.name);
+    const auto& left_out = manifest.not_dumped;
+    if (missing != manifest.missing.end()) {
+      gaps.push_back(fmt::format("{}: {}", result.name, missing->second));
+    } else if (std::find(left_out.begin(), left_out.end(), result.name) != left_out.end()) {
+      gaps.push_back(fmt::format("{}: left out on purpose (not_dumped)", result.name));
+    } else if (!manifest.tensors.contains(result.name)) {
+      gaps.push_back(fmt::format("{}: not dumped, without a reason", result.name));
+    } else if (result.name.starts_with("d_") && result.name != "d_x_TD" &&
+               !HasReplicas(manifest, result.name)) {
+      alone.push_back(result.name);
+    }
+  }
+  if (!manifest.tensors.contains("topk_expert_TK")) {
+    gaps.emplace_back("routing: topk_expert_TK was not dumped, so only its effects were seen");
+  }
+  if (!manifest.tensors.contains("tokens_per_expert_E")) {
+    gaps.emplace_back("token counts: tokens_per_expert_E was not dumped");
+  }
+  if (!alone.empty() && manifest.WorldSize() > 1) {
+    gaps.push_back(
+        fmt::format("replicas of {}: no two ranks hold the same slice", fmt::join(alone, ", ")));
+  }
+  return gaps;
 }
 
 std::string DoubtClaims(const Manifest& manifest, const Finding& finding) {

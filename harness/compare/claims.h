@@ -16,6 +16,10 @@ namespace moe {
 // out.
 std::vector<std::string> DescribeClaims(const Manifest& manifest);
 
+// What cannot be judged of this dump, each with the reason: results that are not in it, routing and
+// token counts where they were not dumped, replicas where no two ranks hold the same slice.
+std::vector<std::string> DescribeGaps(const Manifest& manifest);
+
 // A clause on the claim that would be wrong if the gradient were right, for a cause that a wrong
 // claim gives just as well; empty for other causes.
 std::string DoubtClaims(const Manifest& manifest, const Finding& finding);

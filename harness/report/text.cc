@@ -105,12 +105,23 @@ std::string PlantedText(const Result& result) {
 std::string TrustOf(const Result& result) {
   std::string text;
   if (result.verdict != Verdict::kPass || result.backend.empty()) {
+    if (!result.judgement.producer.empty()) {
+      std::vector<std::string> versions;
+      for (const auto& [name, version] : result.judgement.versions) {
+        versions.push_back(fmt::format("{} {}", name, version));
+      }
+      text += fmt::format("  dump   of {}{}\n", result.judgement.producer,
+                          versions.empty() ? "" : fmt::format(" ({})", fmt::join(versions, ", ")));
+    }
     std::string_view label = "claims";
     for (const std::string& claim : result.judgement.claims) {
       text += fmt::format("  {:<6} {}\n", std::exchange(label, ""), claim);
     }
     if (!result.judgement.floor.empty()) {
       text += fmt::format("  floor  {}\n", result.judgement.floor);
+    }
+    if (!result.judgement.not_judged.empty()) {
+      text += fmt::format("  gaps   {}\n", fmt::join(result.judgement.not_judged, "; "));
     }
   }
   for (const std::string& note : result.judgement.notes) {
