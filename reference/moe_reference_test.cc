@@ -629,6 +629,76 @@ TEST(WorstCase, CountsEveryRankOfASumInTheDtypeOfTheCommunication) {
   EXPECT_EQ(math.Product(a, b, Sum::kTokens).worst_case(0, 0), (0.25 + 8 * 0.125) * 2.0);
 }
 
+Model OneExpertEach(ScorePlacement placement) {
+  return {.tokens = 5,
+          .d_model = 3,
+          .d_expert = 2,
+          .experts = 4,
+          .top_k = 1,
+          .score_placement = placement};
+}
+
+TEST(Cast, OfExpertOutputsCountsTheOperandTheProductAndEveryAddition) {
+  Layer layer = MakeLayer(OneExpertEach(ScorePlacement::kAfterExperts));
+  const double u = 1e-6;
+  const StepResult step =
+      RunLayer(layer, {.rounding = Rounding{.routed_out = {.unit = u}}, .worst_case = true}).step;
+  // A row of y may be added up from 4 parts: one expert, the shared ones, their gate, the router.
+  EXPECT_LE((step.y_TD.worst_case - (1 + 1 + 4) * u * step.y_TD.value.cwiseAbs()).norm(),
+            1e-12 * step.y_TD.worst_case.norm());
+}
+
+// Two halves of the hidden units whose shares are 2^20 times as large as their sum.
+TEST(Cast, OfSharesThatCancelIsAsLargeAsTheShares) {
+  for (const auto placement : {ScorePlacement::kAfterExperts, ScorePlacement::kBeforeExperts}) {
+    Layer layer = MakeLayer(OneExpertEach(placement));
+    layer.problem.gate_ED.setZero();  // no other path to d_x, and all tokens to expert 0
+    for (SwiGluWeights& expert : layer.experts) {
+      expert.w1_FD.row(1) = expert.w1_FD.row(0);
+      expert.w3_FD.row(1) = expert.w3_FD.row(0);
+      expert.w2_DF.col(1) = -(1.0 - 0x1p-20) * expert.w2_DF.col(0);
+    }
+    const double u = 1e-6;
+    const auto run = [&](std::int64_t ranks) {
+      return RunLayer(layer,
+                      {.rounding = Rounding{.routed_out = {.unit = u}, .hidden_ranks = ranks},
+                       .worst_case = true})
+          .step.y_TD;
+    };
+    const double size = run(1).value.norm();
+    EXPECT_LT(run(1).worst_case.norm(), 0x1p4 * u * size);
+    EXPECT_GT(run(2).worst_case.norm(), 0x1p18 * u * size);
+  }
+}
+
+TEST(Cast, OfRowsBeforeTheExpertsIsOneOfTheSharesOfTheirGradients) {
+  Layer layer = MakeLayer(OneExpertEach(ScorePlacement::kBeforeExperts));
+  const auto bound = [&](std::int64_t ranks) {
+    return RunLayer(layer,
+                    {.rounding = Rounding{.routed_in = {.unit = 1e-6}, .hidden_ranks = ranks},
+                     .worst_case = true})
+        .step.d_x_TD.worst_case.norm();
+  };
+  EXPECT_GT(bound(2), 1.1 * bound(1));
+}
+
+// The score's gradient is a dot product of rows.
+TEST(Cast, OfRowsAddsUpTheGradientOfTheScoreInIt) {
+  for (const bool before : {false, true}) {
+    Layer layer = MakeLayer(
+        OneExpertEach(before ? ScorePlacement::kBeforeExperts : ScorePlacement::kAfterExperts));
+    Rounding rounding;
+    (before ? rounding.routed_in : rounding.routed_out).accumulate = 1e-6;
+    const Outcome outcome = RunLayer(layer, {.rounding = rounding, .worst_case = true});
+    EXPECT_GT(outcome.step.d_gate_ED.worst_case.norm(), 0.0);
+    EXPECT_GT(outcome.step.d_gate_ED.deviation.norm(), 0.0);
+    EXPECT_EQ(outcome.step.y_TD.worst_case.norm(), 0.0);
+    for (const ExpertGradients& expert : outcome.experts) {
+      EXPECT_EQ(expert.d_w1_FD.worst_case.norm(), 0.0);
+    }
+  }
+}
+
 // The projected change of a b for one error at a time, in squares, in every orientation.
 TEST(Gradient, AddsUpWhatEachErrorOfItsFactorsDoesAlongTheResult) {
   const Arithmetic math(Rounding{});  // no roundings of its own

@@ -608,6 +608,9 @@ TEST(Judge, RefusesValuesStoredMoreCoarselyThanTheyClaim) {
   step.Scale("d_w3_EFD", 1.0 + 1e-9);  // stored as before, so it is held to what it was
   EXPECT_EQ(step.FindingOf("d_w3_EFD").verdict, Verdict::kFail);
   EXPECT_EQ(step.FindingOf("d_w1_EFD").verdict, Verdict::kPass);
+  // What shares lose is not known from their sum, so everything is held to less.
+  step.manifest.tensors.at("d_w1_EFD").placements[Axis::kEdp] = Partial();
+  EXPECT_EQ(step.FindingOf("d_w3_EFD").verdict, Verdict::kPass);
 }
 
 TEST(DumpedProblem, IsPutTogetherFromTheRanks) {
