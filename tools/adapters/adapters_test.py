@@ -397,6 +397,14 @@ class CaptureTest(WithProblem):
         self.assertEqual(manifest["missing"]["d_w2_EDF"], "the gradient of experts.w2 is None on rank 0")
         self.assertNotIn("d_w2_EDF", manifest["tensors"])
 
+    def test_an_expert_bias_owes_no_gradient_and_is_0_where_the_problem_has_none(self):
+        layer, given = stepped(self.problem, list(range(self.problem.model["tokens"])))
+        layer.register_parameter("expert_bias", torch.nn.Parameter(torch.ones(self.problem.model["experts"])))
+        capture(self.dump, layout=Layout(), model=self.problem.model, **given)
+        self.assertNotIn("expert_bias_E", self.judged("PASS")["tensors"])
+        self.problem.fill(layer, TORCHTITAN)
+        self.assertTrue(layer.expert_bias.eq(0).all())
+
     def test_refuses_and_leaves_nothing(self):
         for options, sentence in (
                 ({"names": {"router.gate.weight": "gate_ED"}}, "experts.w1 is in no line of the name map"),

@@ -216,7 +216,8 @@ class _Reader:
         pieces, missing = {}, {}
         for name, value in gradients.items():
             for tensor in self._named(name).holds.tensors:
-                if f"d_{tensor}" in not_dumped:
+                # An expert bias chooses and is not learned by gradients, be it a buffer or a parameter.
+                if tensor in BUFFERS or f"d_{tensor}" in not_dumped:
                     continue
                 if value is None:
                     missing.setdefault(tensor, []).append(name)
@@ -249,7 +250,7 @@ class _Reader:
         if named is None:
             raise DumpError(f"parameter {name} is in no line of the name map; add it, or pass it in ignore")
         for tensor in named.holds.tensors:
-            if tensor not in parameters_of(self.model):
+            if tensor not in (*parameters_of(self.model), *BUFFERS):
                 raise DumpError(f"parameter {name} is {tensor}, which the model lacks; is gate_bias, d_shared or "
                                 "shared_gate missing in it?")
         return named

@@ -57,7 +57,8 @@ class Problem:
 
         A parameter may be whole, a DTensor, or, with `layout` and `rank`, the shard that `claims` says, such as
         {"w1_EFD": {"ep": "S(0)", "etp": "S(1)"}}. Throws DumpError for a parameter that the map lacks, that the problem
-        has no value for, or of another shape, and for a tensor of the problem that no parameter took.
+        has no value for (an expert bias is 0 then), or of another shape, and for a tensor of the problem that no
+        parameter took.
         """
         taken = set()
         held = list(module.named_parameters()) + [(name, buffer) for name, buffer in module.named_buffers()
@@ -68,6 +69,9 @@ class Problem:
                 named = find(names, name)
                 if named is None:
                     raise DumpError(f"parameter {name} is in no line of the name map")
+                if named.holds.tensors[0] in BUFFERS and named.holds.tensors[0] not in self.tensors:
+                    target.zero_()  # which chooses as no bias does
+                    continue
                 pieces = [self._piece(tensor, name, layout, rank, (claims or {}).get(tensor, {}), named.expert,
                                       local_experts) for tensor in named.holds.tensors]
                 _assign(target, _joined(pieces, named.holds), name)
