@@ -74,6 +74,11 @@ TEST_F(RunProducerTest, HandsOnEveryAnswerInOrder) {
   EXPECT_EQ(ready_, 1);
 }
 
+TEST_F(RunProducerTest, HandsOnNoAnswerToAStepThatThereIsNot) {
+  EXPECT_EQ(Answers(kReady + Skip(0) + Skip(1), 1),
+            (std::vector<std::string>{"skipped no such layout"}));
+}
+
 TEST_F(RunProducerTest, IsToldWhatToRun) {
   Answer("test \"$1\" = --steps && cp \"$2\" \"$TMPDIR/copy\"\n");
   std::ifstream file(scratch_.path() / "copy");

@@ -13,6 +13,7 @@
 #include "harness/base/error.h"
 #include "harness/compare/problem.h"
 #include "harness/compare/step_under_test.h"
+#include "harness/compare/tolerance.h"
 #include "reference/moe_reference.h"
 
 namespace moe {
@@ -366,6 +367,18 @@ TEST(Judge, DoubtsTheClaimThatWouldBeWrongIfTheGradientWereRight) {
   EXPECT_TRUE(Has(finding.evidence.back(), "sums it over tp, it is P there, not R"));
 }
 
+TEST(Judge, DoubtsAClaimOnlyWhereItIsMade) {
+  Step step("tp2");
+  step.manifest.tensors.at("d_gate_ED").placements = {{Axis::kTp, Partial()}};
+  const Finding owed = step.Run().FindingOf("d_gate_ED");
+  EXPECT_EQ(owed.explanation.cause, Cause::kDoubleSum);
+  EXPECT_TRUE(Has(owed.evidence.back(), "summed over tp already, it is R there, not P"));
+  step.manifest.tensors.at("d_gate_ED").placements = {};
+  const Finding doubled = step.Scale("d_gate_ED", 2.0).FindingOf("d_gate_ED");
+  EXPECT_EQ(doubled.explanation.cause, Cause::kDoubleSum) << Told(doubled);
+  EXPECT_FALSE(Has(doubled.evidence.back(), "the claim is wrong")) << doubled.evidence.back();
+}
+
 TEST(Judge, SaysWhyATensorIsMissing) {
   Step step("dp2");
   step.manifest.missing["d_w1_EFD"] = "experts.w1.grad is None on rank 1";
@@ -611,6 +624,33 @@ TEST(Judge, RefusesValuesStoredMoreCoarselyThanTheyClaim) {
   // What shares lose is not known from their sum, so everything is held to less.
   step.manifest.tensors.at("d_w1_EFD").placements[Axis::kEdp] = Partial();
   EXPECT_EQ(step.FindingOf("d_w3_EFD").verdict, Verdict::kPass);
+  Golden golden;  // which speaks of a step that stores nothing so
+  golden.tolerances[Dtype::kFloat64]["d_w3_EFD"] = {.tolerance = 1e-14};
+  EXPECT_EQ(step.FindingOf("d_w3_EFD", {.golden = &golden}).verdict, Verdict::kPass);
+  EXPECT_EQ(RoundingOf(step.manifest).reduce, UnitRoundoff(Dtype::kFloat32));
+}
+
+TEST(Judge, CountsTheRoundingOfAResultThatIsStoredCoarsely) {
+  Step step("tp2");
+  step.Run();
+  const JudgeOptions options{.worst_case = true};
+  const auto before = step.Judge(options).measured;
+  step.manifest.casts = {{"d_gate_ED", Dtype::kFloat32}};
+  const auto after = step.Judge(options).measured;
+  const double unit = UnitRoundoff(Dtype::kFloat32);
+  EXPECT_NEAR(after.at("d_gate_ED").worst_case, unit, 1e-3 * unit);
+  EXPECT_NEAR(after.at("d_gate_ED").bound, unit, 1e-3 * unit);
+  EXPECT_GT(after.at("d_gate_ED").scale_bound, 0.1 * unit);
+  EXPECT_EQ(after.at("d_w1_EFD").scale_bound, before.at("d_w1_EFD").scale_bound);
+}
+
+// Rounding towards zero in float32, which averages out in nothing.
+TEST(Judge, AllowsStagesToRoundInOneDirection) {
+  Step step("tp2");
+  step.Run().Scale("d_w1_EFD", 1.0 - 3.0 * UnitRoundoff(Dtype::kFloat32));
+  EXPECT_EQ(step.FindingOf("d_w1_EFD").verdict, Verdict::kFail);
+  step.manifest.casts = {{"scores_TE", Dtype::kFloat32}};
+  EXPECT_EQ(step.FindingOf("d_w1_EFD").verdict, Verdict::kPass);
 }
 
 TEST(DumpedProblem, IsPutTogetherFromTheRanks) {

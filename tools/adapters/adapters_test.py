@@ -420,6 +420,14 @@ class CaptureTest(WithProblem):
                     self.capture(**options)
                 self.assertEqual(list(self.folder.iterdir()), [])
 
+    def test_what_a_dead_run_left_does_not_stay(self):
+        left = self.folder / "dump.partial"
+        left.mkdir()
+        (left / "rank-00001.safetensors").touch()
+        self.capture()
+        self.judged("PASS")
+        self.assertFalse((self.dump / "rank-00001.safetensors").exists())
+
     def test_another_folder_is_left_alone(self):
         self.dump.mkdir()
         with self.refused("is there already"):
@@ -648,6 +656,10 @@ class ConvertTest(WithProblem):
     def test_a_gradient_that_is_left_out_is_missing(self):
         self.save("tp2", lambda rank, held: held.pop("grad:decoder.layers.0.mlp.router.weight"))
         self.assertIn("d_gate_ED", self.converted("VACUOUS")["missing"])
+        expert = "decoder.layers.0.mlp.experts.local_experts.1.linear_fc2.weight"
+        self.save("tp2", lambda rank, held: rank == 0 and held.pop("grad:" + expert))
+        self.assertEqual(self.converted("VACUOUS")["missing"],
+                         {"d_w2_EDF": f"the gradient of {expert} is None on rank 0"})
 
     def test_refuses_and_leaves_nothing(self):
         router = "decoder.layers.0.mlp.router.weight"
