@@ -379,6 +379,27 @@ TEST(Judge, DoubtsAClaimOnlyWhereItIsMade) {
   EXPECT_FALSE(Has(doubled.evidence.back(), "the claim is wrong")) << doubled.evidence.back();
 }
 
+// Rows that lack what another slice of the hidden units gives: no claim on these rows would say so.
+TEST(Judge, DoubtsNoClaimOfRowsThatAreSharded) {
+  Step half("tp2");
+  Values& w2_EDF = half.problem["w2_EDF"];
+  const auto hidden = static_cast<std::size_t>(half.manifest.model.d_expert);
+  for (std::size_t i = 0; i < w2_EDF.size(); ++i) {
+    w2_EDF[i] *= i % hidden < hidden / 2 ? 1.0 : 0.0;
+  }
+  const Values of_first_half = half.Run().whole.at("y_TD");
+  Step step("tp2");
+  step.Run().Tamper("y_TD", [&](std::int64_t rank, Values& local) {
+    for (std::size_t i = 0; i < local.size(); ++i) {
+      const double first = of_first_half[static_cast<std::size_t>(rank) * local.size() + i];
+      local[i] = rank == 0 ? first : local[i] - first;
+    }
+  });
+  const Finding finding = step.FindingOf("y_TD");
+  EXPECT_EQ(finding.explanation.cause, Cause::kMissingSum) << Told(finding);
+  EXPECT_FALSE(Has(finding.evidence.back(), "the claim is wrong")) << finding.evidence.back();
+}
+
 TEST(Judge, SaysWhyATensorIsMissing) {
   Step step("dp2");
   step.manifest.missing["d_w1_EFD"] = "experts.w1.grad is None on rank 1";
@@ -646,11 +667,16 @@ TEST(Judge, CountsTheRoundingOfAResultThatIsStoredCoarsely) {
 
 // Rounding towards zero in float32, which averages out in nothing.
 TEST(Judge, AllowsStagesToRoundInOneDirection) {
-  Step step("tp2");
-  step.Run().Scale("d_w1_EFD", 1.0 - 3.0 * UnitRoundoff(Dtype::kFloat32));
-  EXPECT_EQ(step.FindingOf("d_w1_EFD").verdict, Verdict::kFail);
-  step.manifest.casts = {{"scores_TE", Dtype::kFloat32}};
-  EXPECT_EQ(step.FindingOf("d_w1_EFD").verdict, Verdict::kPass);
+  Model model = SmallModel();
+  model.tokens = 768;
+  Step step("tp2", model);
+  const double unit = UnitRoundoff(Dtype::kFloat32);
+  step.Run().Scale("y_TD", 1.0 - 3.0 * unit);
+  EXPECT_EQ(step.FindingOf("y_TD").verdict, Verdict::kFail);
+  step.manifest.casts = {{"routed_out_ND", Dtype::kFloat32}};
+  const Judgement judgement = step.Judge();
+  EXPECT_LT(judgement.measured.at("y_TD").scale_bound, 1.5 * unit);  // of errors of either sign
+  EXPECT_EQ(step.FindingOf("y_TD").verdict, Verdict::kPass);
 }
 
 TEST(DumpedProblem, IsPutTogetherFromTheRanks) {
