@@ -103,26 +103,27 @@ std::unique_ptr<Group> WrapBackend(c10::intrusive_ptr<c10d::Backend> backend,
   return std::make_unique<C10dGroup>(std::move(backend), ranks, device);
 }
 
-std::unique_ptr<Group> OpenGlooGroup(const std::vector<std::int64_t>& ranks, std::int64_t rank,
-                                     const c10::intrusive_ptr<c10d::Store>& store,
-                                     bool on_one_machine, std::chrono::milliseconds deadline) {
+GlooDevice OpenGlooDevice(bool on_one_machine) {
+  using Gloo = c10d::ProcessGroupGloo;
+  if (const char* interface = std::getenv("GLOO_SOCKET_IFNAME"); interface != nullptr) {
+    return Gloo::createDeviceForInterface(interface);
+  }
+  // The host's own name need not resolve.
+  return on_one_machine ? Gloo::createDeviceForHostname("127.0.0.1") : Gloo::createDefaultDevice();
+}
+
+c10::intrusive_ptr<c10d::Backend> OpenGloo(const std::vector<std::int64_t>& ranks,
+                                           std::int64_t rank,
+                                           const c10::intrusive_ptr<c10d::Store>& store,
+                                           const GlooDevice& device,
+                                           std::chrono::milliseconds deadline) {
   const auto place = std::find(ranks.begin(), ranks.end(), rank) - ranks.begin();
   auto options = c10d::ProcessGroupGloo::Options::create();
   options->timeout = deadline;
   options->threads = 1;
-  using Gloo = c10d::ProcessGroupGloo;
-  const char* interface = std::getenv("GLOO_SOCKET_IFNAME");
-  if (interface != nullptr) {
-    options->devices.push_back(Gloo::createDeviceForInterface(interface));
-  } else if (on_one_machine) {
-    // The host's own name need not resolve.
-    options->devices.push_back(Gloo::createDeviceForHostname("127.0.0.1"));
-  } else {
-    options->devices.push_back(Gloo::createDefaultDevice());
-  }
-  return WrapBackend(c10::make_intrusive<Gloo>(store, static_cast<int>(place),
-                                               static_cast<int>(ranks.size()), options),
-                     ranks, at::kCPU);
+  options->devices.push_back(device);
+  return c10::make_intrusive<c10d::ProcessGroupGloo>(store, static_cast<int>(place),
+                                                     static_cast<int>(ranks.size()), options);
 }
 
 }  // namespace moe::parallel

@@ -10,15 +10,26 @@
 
 #include "harness/parallel/group.h"
 
+namespace gloo::transport {
+class Device;
+}
+
 namespace moe::parallel {
 
-// Opens the backend "gloo" (tensors on the CPU) for the world ranks `ranks`, of which `rank` is
-// one; `store` is this group's own (a PrefixStore). Ranks meet on the loopback when they are all
-// `on_one_machine`, else on the interface that GLOO_SOCKET_IFNAME names or the one of the host's
-// name.
-std::unique_ptr<Group> OpenGlooGroup(const std::vector<std::int64_t>& ranks, std::int64_t rank,
-                                     const c10::intrusive_ptr<c10d::Store>& store,
-                                     bool on_one_machine, std::chrono::milliseconds deadline);
+using GlooDevice = std::shared_ptr<::gloo::transport::Device>;
+
+// The socket and the thread with which this process meets others: on the loopback when all ranks
+// are `on_one_machine`, else on the interface that GLOO_SOCKET_IFNAME names or the one of the
+// host's name. One serves all groups of a process; its thread takes 10 ms to end.
+GlooDevice OpenGlooDevice(bool on_one_machine);
+
+// The backend "gloo" (tensors on the CPU) among the world ranks `ranks`, of which `rank` is one;
+// `store` is this group's own (a PrefixStore). To destroy it takes 10 ms for each other rank.
+c10::intrusive_ptr<c10d::Backend> OpenGloo(const std::vector<std::int64_t>& ranks,
+                                           std::int64_t rank,
+                                           const c10::intrusive_ptr<c10d::Store>& store,
+                                           const GlooDevice& device,
+                                           std::chrono::milliseconds deadline);
 
 // Wraps any backend. Before each collective the ranks compare what they came for, since neither
 // Gloo nor NCCL checks: tensors are moved to `device` for the call and back.

@@ -56,6 +56,23 @@ auto AsRank(const Rendezvous& rendezvous, const Body& body) {
   }
 }
 
+// Looks for a key every millisecond at first. FileStore does so every 10, which is as long as a
+// small case takes.
+class QuickFileStore : public c10d::FileStore {
+ public:
+  using c10d::FileStore::FileStore;
+  using c10d::FileStore::wait;
+
+  void wait(const std::vector<std::string>& keys,
+            const std::chrono::milliseconds& timeout) override {
+    constexpr int kLooks = 100;
+    for (int look = 0; look < kLooks && !check(keys); ++look) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    c10d::FileStore::wait(keys, timeout);
+  }
+};
+
 // The groups of a process: one backend instance per mesh axis, each with a part of the store to
 // itself.
 class ProcessGroups {
@@ -63,8 +80,8 @@ class ProcessGroups {
   ProcessGroups(const Rendezvous& rendezvous, std::chrono::milliseconds deadline)
       : rendezvous_(rendezvous), deadline_(deadline) {
     if (!rendezvous.file.empty()) {
-      store_ = c10::make_intrusive<c10d::FileStore>(rendezvous.file,
-                                                    static_cast<int>(rendezvous.world_size));
+      store_ = c10::make_intrusive<QuickFileStore>(rendezvous.file,
+                                                   static_cast<int>(rendezvous.world_size));
     } else {
       c10d::TCPStoreOptions options;
       options.port = static_cast<std::uint16_t>(rendezvous.port);
@@ -84,10 +101,31 @@ class ProcessGroups {
     return [this, run](const std::vector<std::int64_t>& ranks, const std::string& name) {
       const auto part = c10::make_intrusive<c10d::PrefixStore>(
           fmt::format("{}/{}/{}/", run, name, ranks.front()), store_);
-      return rendezvous_.backend == "nccl"
-                 ? OpenNcclGroup(ranks, rendezvous_.rank, rendezvous_.local_rank, part, deadline_)
-                 : OpenGlooGroup(ranks, rendezvous_.rank, part, OnOneMachine(), deadline_);
+      if (rendezvous_.backend == "nccl") {
+        return OpenNcclGroup(ranks, rendezvous_.rank, rendezvous_.local_rank, part, deadline_);
+      }
+      if (gloo_device_ == nullptr) {
+        gloo_device_ = OpenGlooDevice(OnOneMachine());
+      }
+      const auto backend = OpenGloo(ranks, rendezvous_.rank, part, gloo_device_, deadline_);
+      if (keeps_open_) {
+        kept_.push_back(backend);
+      }
+      return WrapBackend(backend, ranks, at::kCPU);
     };
+  }
+
+  // From now on what FactoryFor opens with Gloo stays open as long as this.
+  void KeepOpen() { keeps_open_ = true; }
+
+  // Waits until all ranks are here.
+  void Meet() {
+    std::vector<std::string> all;
+    for (std::int64_t rank = 0; rank < rendezvous_.world_size; ++rank) {
+      all.push_back(fmt::format("moegate/met/{}", rank));
+    }
+    store_->set(all[static_cast<std::size_t>(rendezvous_.rank)], std::vector<std::uint8_t>{1});
+    store_->wait(all);
   }
 
  private:
@@ -99,6 +137,9 @@ class ProcessGroups {
   Rendezvous rendezvous_;
   std::chrono::milliseconds deadline_;
   c10::intrusive_ptr<c10d::Store> store_;
+  GlooDevice gloo_device_;
+  bool keeps_open_ = false;
+  std::vector<c10::intrusive_ptr<c10d::Backend>> kept_;
 };
 
 class LibTorchPlugin : public StepPlugin {
@@ -141,8 +182,11 @@ class LibTorchPlugin : public StepPlugin {
 
   RankOutput RunRank(const StepRequest& request, const Rendezvous& rendezvous) const override {
     at::set_num_threads(1);
-    ProcessGroups groups(rendezvous, request.deadline);
+    // Never destroyed, since the process ends next and Gloo takes its time to close connections.
+    auto& groups = *new ProcessGroups(rendezvous, request.deadline);
+    groups.KeepOpen();
     RankOutput output = RunOnRank(request, rendezvous.rank, groups.FactoryFor("run"));
+    groups.Meet();  // else a rank that is not as far yet might lose a connection
     return output;
   }
 

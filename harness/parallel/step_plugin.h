@@ -53,7 +53,7 @@ class StepPlugin {
   // failure ended the others.
   virtual std::vector<RankOutput> RunThreads(const StepRequest& request) const = 0;
 
-  // Runs this process's rank. Throws Error.
+  // Runs this process's rank; for a process that ends next, as connections stay open. Throws Error.
   virtual RankOutput RunRank(const StepRequest& request, const Rendezvous& rendezvous) const = 0;
 
   // RunRank for every request in turn within one job, each layout filling the world; on rank 0
