@@ -487,8 +487,8 @@ class RanksTest(WithProblem):
         self.assertBothSaid(*self.serve("unknown-mesh"), 'its mesh has the dimension "rows", which is no axis')
 
     def test_a_mesh_of_another_order_is_refused(self):
-        self.assertBothSaid(*self.serve("other-mesh"), 'its mesh dimension "fsdp" is ranks [1, 0], and dp_shard x cp of '
-                                                       "this layout ranks [0, 1]")
+        self.assertBothSaid(*self.serve("other-mesh"), 'its mesh dimension "fsdp" is ranks [1, 0], and dp_shard x cp '
+                                                       "of this layout ranks [0, 1]")
 
     def test_what_one_rank_lacks_is_missing(self):
         self.serve("lacks")

@@ -85,15 +85,15 @@ def capture(folder, *, layout: Layout, x: torch.Tensor, d_y: torch.Tensor, y: to
             raise DumpError("give either module or parameters")
 
     agree.on(check)
-    atexit.unregister(_let_gloo_finish)  # where this is not the first dump
-    atexit.register(_let_gloo_finish)
-    read = _read_whole if full else _read
+    if world > 1:
+        atexit.unregister(_let_gloo_finish)  # where this is not the first dump
+        atexit.register(_let_gloo_finish)
     named = dict(parameters if module is None else module.named_parameters())
-    gradients = read(agree, "gradient", lambda: {
+    gradients = _read(agree, "gradient", full=full, read=lambda: {
         name: gradient(parameter) for name, parameter in named.items()
         if parameter.requires_grad and not find(dict.fromkeys(ignore, Holds()), name)})
     buffers = {} if module is None else dict(module.named_buffers())
-    weights = read(agree, "weight", lambda: {**named, **buffers} if problem is None else {})
+    weights = _read(agree, "weight", full=full, read=lambda: {**named, **buffers} if problem is None else {})
     dump, described = agree.on(both=True, action=lambda: read_rank(
         rank, layout=layout, x=x, d_y=d_y, y=y, d_x=x.grad if d_x is None else d_x, names=names, gradients=gradients,
         weights=weights, problem=problem, model=model, tokens=tokens, topk_expert=topk_expert, claims=claims, axes=axes,
@@ -364,13 +364,8 @@ def _let_gloo_finish():
     time.sleep(0.2)
 
 
-def _read(agree, what, read):
-    """What read() returns, {name: tensor}; a collective as far as its faults are everyone's."""
-    return agree.on(lambda: (read(), None), both=True)[0]
-
-
-def _read_whole(agree, what, read):
-    """The same with every DTensor in full.
+def _read(agree, what, read, full):
+    """What read() returns, {name: tensor}; with `full` every DTensor whole.
 
     Gathering one is a collective of its mesh, which would wait for good where a rank has none to give. So ranks tell
     each other first what they would gather, and do so in one order.
@@ -378,17 +373,17 @@ def _read_whole(agree, what, read):
     def look():
         values = read()
         return values, {name: value.device_mesh.mesh.flatten().tolist() for name, value in values.items()
-                        if isinstance(value, DTensor)}
+                        if full and isinstance(value, DTensor)}
 
     values, gathered = agree.on(look, both=True)
     for rank, of_rank in enumerate(gathered):
         for name, ranks in of_rank.items():
-            without = [other for other in ranks if gathered[other].get(name) != ranks]
+            without = [other for other in ranks if other >= agree.world or gathered[other].get(name) != ranks]
             if without:
                 raise DumpError(f"the {what} of {name} is a DTensor over ranks {ranks} on rank {rank}, and none such "
                                 f"on rank {without[0]}")
-    whole = {name: full_value(values[name]) for name in sorted(values) if isinstance(values[name], DTensor)}
-    return {name: whole.get(name, value) for name, value in values.items()}
+    whole = {name: full_value(values[name]) for name in sorted(gathered[agree.rank])}
+    return {**values, **whole}
 
 
 class _Agreement:
