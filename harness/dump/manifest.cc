@@ -9,6 +9,7 @@
 #include <string_view>
 #include <utility>
 
+#include "harness/base/text.h"
 #include "harness/json/model_json.h"
 
 namespace moe {
@@ -331,7 +332,7 @@ std::map<std::string, std::string> ParseMissing(const JsonNode& node, const Mani
         std::find(not_dumped.begin(), not_dumped.end(), name) != not_dumped.end()) {
       why.Fail("stands under tensors or not_dumped too; it is dumped, left out, or missing");
     }
-    missing.emplace(name, why.String());
+    missing.emplace(name, Printable(why.String()));
   }
   return missing;
 }
@@ -398,7 +399,7 @@ Manifest ParseManifest(const Json& json, const std::string& file) {
   }
 
   Manifest manifest;
-  manifest.producer = root.At("producer").String();
+  manifest.producer = Printable(root.At("producer").String());
   manifest.meshes = ParseMeshes(root.At("mesh"));
   manifest.model = ParseModel(root.At("model"));
   manifest.layout = ParseLayout(root.Find("layout"), manifest.meshes, manifest.model);
@@ -430,7 +431,7 @@ Manifest ParseManifest(const Json& json, const std::string& file) {
   }
   if (const auto versions = root.Find("versions")) {
     for (const auto& [name, version] : Members(*versions, kMostVersions)) {
-      manifest.versions.emplace(name, version.String());
+      manifest.versions.emplace(Printable(name), Printable(version.String()));
     }
   }
   if (const auto tokens = root.Find("tokens")) {

@@ -65,7 +65,8 @@ bool IsStage(std::string_view cast);
 // that the model gives them, no tensor both dumped and said to be missing, casts of stages and
 // of such tensors, placements with existing axes and dimensions (T tensors: rows by `tokens`),
 // token lists (one per rank, indices in range, none twice in one rank), an `inputs` name that stays
-// inside the folder (no '/', no "..", not absolute). Throws Error("file#/pointer", one sentence).
+// inside the folder (no '/', no "..", not absolute). Free text (producer, versions, why a tensor is
+// missing) becomes Printable, on one line. Throws Error("file#/pointer", one sentence).
 Manifest ParseManifest(const Json& json, const std::string& file);
 
 Json ToJson(const Manifest& manifest);

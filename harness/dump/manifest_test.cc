@@ -147,6 +147,15 @@ TEST(Manifest, RefusesWrongValuesAtTheTop) {
        {"/loss/reduction", "\"mean\"", "m#/loss/reduction: is \"mean\"; must be sum"}});
 }
 
+// Words that a report quotes must not look like lines of the report.
+TEST(Manifest, KeepsTheWordsOfAStrangerOnOneLine) {
+  const char* words = R"("a\ngate PASSED\u001b[2J")";
+  const char* kept = "a\\x0agate PASSED\\x1b[2J";
+  EXPECT_EQ(ParseManifest(With("/producer", words), "m").producer, kept);
+  EXPECT_EQ(ParseManifest(With("/missing/d_w2_EDF", words), "m").missing.at("d_w2_EDF"), kept);
+  EXPECT_EQ(ParseManifest(With("/versions/torch", words), "m").versions.at("torch"), kept);
+}
+
 TEST(Manifest, RefusesInputsOutsideTheFolder) {
   for (const char* name :
        {"", "../a.safetensors", "/etc/a.safetensors", "a/b.safetensors", "a\\b.safetensors",
