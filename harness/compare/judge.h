@@ -33,8 +33,8 @@ struct Judgement {
   std::vector<Finding> findings;   // one per judged tensor, in the order of ResultsOf
   std::vector<std::string> notes;  // what is worth knowing and changes no verdict
   // Of a dump by a stranger: who made it with what, the claims that were relied on (claims.h), what
-  // its casts allow, and what could not be judged with the reason ("d_w1_EFD: was left out on
-  // purpose").
+  // its casts allow, and what could not be judged with the reason ("d_w1_EFD: left out on
+  // purpose (not_dumped)").
   std::string producer;
   std::map<std::string, std::string> versions;
   std::vector<std::string> claims;

@@ -643,12 +643,24 @@ TEST(Judge, RefusesValuesStoredMoreCoarselyThanTheyClaim) {
   EXPECT_EQ(step.FindingOf("d_w3_EFD").verdict, Verdict::kFail);
   EXPECT_EQ(step.FindingOf("d_w1_EFD").verdict, Verdict::kPass);
   // What shares lose is not known from their sum, so everything is held to less.
-  step.manifest.tensors.at("d_w1_EFD").placements[Axis::kEdp] = Partial();
+  step.manifest.tensors.at("d_w1_EFD").placements[Axis::kEdp] = Partial();  // of one rank
+  EXPECT_EQ(step.FindingOf("d_w3_EFD").verdict, Verdict::kFail);
+  step.manifest.tensors.at("d_w1_EFD").placements[Axis::kEtp] = Partial();
   EXPECT_EQ(step.FindingOf("d_w3_EFD").verdict, Verdict::kPass);
   Golden golden;  // which speaks of a step that stores nothing so
   golden.tolerances[Dtype::kFloat64]["d_w3_EFD"] = {.tolerance = 1e-14};
   EXPECT_EQ(step.FindingOf("d_w3_EFD", {.golden = &golden}).verdict, Verdict::kPass);
   EXPECT_EQ(RoundingOf(step.manifest).reduce, UnitRoundoff(Dtype::kFloat32));
+}
+
+TEST(Judge, AllowsNothingForACastOfWhatHasNoRounding) {
+  Step step("tp2");
+  step.Run().Scale("d_w3_EFD", 1.0 + 1e-9).Drop("d_w1_EFD");
+  step.manifest.not_dumped = {"d_w1_EFD"};
+  for (const char* tensor : {"tokens_per_expert_E", "topk_expert_TK", "d_w1_EFD"}) {
+    step.manifest.casts = {{tensor, Dtype::kBfloat16}};
+    EXPECT_EQ(step.FindingOf("d_w3_EFD").verdict, Verdict::kFail) << tensor;
+  }
 }
 
 TEST(Judge, CountsTheRoundingOfAResultThatIsStoredCoarsely) {

@@ -47,16 +47,24 @@ reference::Rounding RoundingOf(Dtype dtype, const std::map<std::string, Dtype>& 
 
 namespace {
 
-// What is lost when it is stored is known: one rounding of what the reference has.
-bool IsFinishedResult(const Manifest& manifest, const std::string& tensor) {
-  const std::vector<TensorInfo> results = ResultsOf(manifest.model);
+// Of a problem's tensor it is not known where it goes, and of shares not how large they are. Any
+// other tensor is a finished result, or one without rounding (counts, experts' numbers), or is not
+// there.
+bool WidensAll(const Manifest& manifest, const std::string& tensor) {
+  const std::vector<TensorInfo> inputs = InputsOf(manifest.model);
+  if (std::any_of(inputs.begin(), inputs.end(),
+                  [&](const TensorInfo& input) { return input.name == tensor; })) {
+    return true;
+  }
   const auto dumped = manifest.tensors.find(tensor);
-  return dumped != manifest.tensors.end() &&
-         std::any_of(results.begin(), results.end(),
-                     [&](const TensorInfo& result) { return result.name == tensor; }) &&
-         std::none_of(
-             dumped->second.placements.begin(), dumped->second.placements.end(),
-             [](const auto& claim) { return claim.second.kind == Placement::Kind::kPartial; });
+  if (dumped == manifest.tensors.end() || tensor == "tokens_per_expert_E") {
+    return false;
+  }
+  const Mesh& mesh = manifest.meshes.Of(dumped->second.mesh);
+  return std::any_of(mesh.axes.begin(), mesh.axes.end(), [&](Axis axis) {
+    return mesh.SizeOf(axis) > 1 &&
+           PlacementOn(dumped->second.placements, axis).kind == Placement::Kind::kPartial;
+  });
 }
 
 }  // namespace
@@ -64,7 +72,7 @@ bool IsFinishedResult(const Manifest& manifest, const std::string& tensor) {
 reference::Rounding RoundingOf(const Manifest& manifest) {
   reference::Rounding rounding = RoundingOf(manifest.dtype, manifest.casts, manifest.layout);
   for (const auto& [cast, dtype] : CoarserCasts(manifest)) {
-    if (!IsStage(cast) && !IsFinishedResult(manifest, cast)) {
+    if (WidensAll(manifest, cast)) {
       rounding.store = std::max(rounding.store, UnitRoundoff(dtype));
       rounding.reduce = std::max(rounding.reduce, UnitRoundoff(dtype));
     }
@@ -88,7 +96,7 @@ std::map<std::string, Dtype> CastsReaching(const Manifest& manifest, const std::
   const bool is_shared = result.starts_with("d_shared_");
   std::erase_if(reaching, [&](const auto& cast) {
     return IsStage(cast.first) ? is_shared
-                               : cast.first != result && IsFinishedResult(manifest, cast.first);
+                               : cast.first != result && !WidensAll(manifest, cast.first);
   });
   return reaching;
 }
@@ -96,8 +104,7 @@ std::map<std::string, Dtype> CastsReaching(const Manifest& manifest, const std::
 double StoredUnit(const Manifest& manifest, const std::string& result) {
   const auto coarser = CoarserCasts(manifest);
   const auto cast = coarser.find(result);
-  return cast != coarser.end() && IsFinishedResult(manifest, result) ? UnitRoundoff(cast->second)
-                                                                     : 0.0;
+  return cast != coarser.end() && !WidensAll(manifest, result) ? UnitRoundoff(cast->second) : 0.0;
 }
 
 double DetectableScale(double tolerance, double bound) {

@@ -57,7 +57,8 @@ struct Manifest {
 //                  applied before the experts: (float32(x) * score).to(dtype)
 //   routed_out_ND  what the experts give, its product with the score where that comes after them,
 //                  and the sum over a token's experts: (float32(o) * score).to(dtype)
-// A tensor of the dump under "casts" is stored in that dtype, and computed in the step's.
+// A finished result under "casts" is stored in that dtype, and computed in the step's. What inputs,
+// weights and shares (P) lose by it is not known in detail, so they widen every tolerance.
 bool IsStage(std::string_view cast);
 
 // Reads and checks everything that can be checked without the tensors: known keys, types, sizes
