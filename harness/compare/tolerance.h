@@ -50,8 +50,8 @@ reference::Rounding RoundingOf(Dtype dtype, const std::map<std::string, Dtype>& 
                                const Layout& layout);
 
 // Of the step that made a dump. Without a cast that names them, logits may be kept in the dtype of
-// the step. An input or a weight under casts, or a gradient of which ranks hold shares, coarsens all
-// that the step stores and adds up over ranks.
+// the step. An input or a weight under casts, or a gradient of which ranks hold shares, coarsens
+// all that the step stores and adds up over ranks.
 reference::Rounding RoundingOf(const Manifest& manifest);
 
 // The casts of the manifest to a dtype that is coarser than the step's.
