@@ -88,27 +88,32 @@ std::vector<std::string> DescribeClaims(const Manifest& manifest) {
 }
 
 std::vector<std::string> DescribeGaps(const Manifest& manifest) {
+  const auto why = [&](const std::string& name, std::string_view otherwise) {
+    const auto missing = manifest.missing.find(name);
+    const auto& left_out = manifest.not_dumped;
+    const bool on_purpose = std::find(left_out.begin(), left_out.end(), name) != left_out.end();
+    return missing != manifest.missing.end() ? missing->second
+           : on_purpose                      ? "left out on purpose (not_dumped)"
+                                             : std::string(otherwise);
+  };
   std::vector<std::string> gaps;
   std::vector<std::string> alone;  // gradients of parameters without replicas
   for (const TensorInfo& result : ResultsOf(manifest.model)) {
-    const auto missing = manifest.missing.find(result.name);
-    const auto& left_out = manifest.not_dumped;
-    if (missing != manifest.missing.end()) {
-      gaps.push_back(fmt::format("{}: {}", result.name, missing->second));
-    } else if (std::find(left_out.begin(), left_out.end(), result.name) != left_out.end()) {
-      gaps.push_back(fmt::format("{}: left out on purpose (not_dumped)", result.name));
-    } else if (!manifest.tensors.contains(result.name)) {
-      gaps.push_back(fmt::format("{}: not dumped, without a reason", result.name));
+    if (!manifest.tensors.contains(result.name)) {
+      gaps.push_back(
+          fmt::format("{}: {}", result.name, why(result.name, "not dumped, without a reason")));
     } else if (result.name.starts_with("d_") && result.name != "d_x_TD" &&
                !HasReplicas(manifest, result.name)) {
       alone.push_back(result.name);
     }
   }
   if (!manifest.tensors.contains("topk_expert_TK")) {
-    gaps.emplace_back("routing: topk_expert_TK was not dumped, so only its effects were seen");
+    gaps.push_back(fmt::format("routing, but for its effects: topk_expert_TK: {}",
+                               why("topk_expert_TK", "not dumped")));
   }
   if (!manifest.tensors.contains("tokens_per_expert_E")) {
-    gaps.emplace_back("token counts: tokens_per_expert_E was not dumped");
+    gaps.push_back(fmt::format("token counts: tokens_per_expert_E: {}",
+                               why("tokens_per_expert_E", "not dumped")));
   }
   if (!alone.empty() && manifest.WorldSize() > 1) {
     gaps.push_back(
