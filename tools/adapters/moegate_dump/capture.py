@@ -89,11 +89,13 @@ def capture(folder, *, layout: Layout, x: torch.Tensor, d_y: torch.Tensor, y: to
         atexit.unregister(_let_gloo_finish)  # where this is not the first dump
         atexit.register(_let_gloo_finish)
     named = dict(parameters if module is None else module.named_parameters())
+    ignored = dict.fromkeys(ignore, Holds())
     gradients = _read(agree, "gradient", full=full, read=lambda: {
         name: gradient(parameter) for name, parameter in named.items()
-        if parameter.requires_grad and not find(dict.fromkeys(ignore, Holds()), name)})
+        if parameter.requires_grad and not find(ignored, name) and not _is_left_out(find(names, name), not_dumped)})
     buffers = {} if module is None else dict(module.named_buffers())
-    weights = _read(agree, "weight", full=full, read=lambda: {**named, **buffers} if problem is None else {})
+    weights = _read(agree, "weight", full=full, read=lambda: {
+        name: value for name, value in {**named, **buffers}.items() if problem is None and find(names, name)})
     dump, described = agree.on(both=True, action=lambda: read_rank(
         rank, layout=layout, x=x, d_y=d_y, y=y, d_x=x.grad if d_x is None else d_x, names=names, gradients=gradients,
         weights=weights, problem=problem, model=model, tokens=tokens, topk_expert=topk_expert, claims=claims, axes=axes,
@@ -364,6 +366,10 @@ def _let_gloo_finish():
     time.sleep(0.2)
 
 
+def _is_left_out(named, not_dumped):
+    return named is not None and all(f"d_{tensor}" in not_dumped for tensor in named.holds.tensors)
+
+
 def _read(agree, what, read, full):
     """What read() returns, {name: tensor}; with `full` every DTensor whole.
 
@@ -372,18 +378,18 @@ def _read(agree, what, read, full):
     """
     def look():
         values = read()
-        return values, {name: value.device_mesh.mesh.flatten().tolist() for name, value in values.items()
+        return values, {name: agree.ranks_of(value.device_mesh) for name, value in values.items()
                         if full and isinstance(value, DTensor)}
 
     values, gathered = agree.on(look, both=True)
     for rank, of_rank in enumerate(gathered):
         for name, ranks in of_rank.items():
-            without = [other for other in ranks if other >= agree.world or gathered[other].get(name) != ranks]
+            without = [other for other in ranks if gathered[other].get(name) != ranks]
             if without:
                 raise DumpError(f"the {what} of {name} is a DTensor over ranks {ranks} on rank {rank}, and none such "
                                 f"on rank {without[0]}")
-    whole = {name: full_value(values[name]) for name in sorted(gathered[agree.rank])}
-    return {**values, **whole}
+    return agree.on(both=True, action=lambda: (
+        {**values, **{name: full_value(values[name]) for name in sorted(gathered[agree.rank])}}, None))[0]
 
 
 class _Agreement:
@@ -391,6 +397,14 @@ class _Agreement:
 
     def __init__(self, rank, world, group):
         self.rank, self.world, self.group = rank, world, group
+
+    def ranks_of(self, mesh):
+        """A mesh's ranks as the group numbers them."""
+        ranks = mesh.mesh.flatten().tolist()
+        members = dist.get_process_group_ranks(self.group or dist.group.WORLD)
+        if not set(ranks) <= set(members):
+            raise DumpError(f"a mesh has the ranks {ranks}, of which the group has {members} alone")
+        return [members.index(rank) for rank in ranks]
 
     def on(self, action, both=False):
         """What action() returned on every rank; with `both` (own, shared) results, where only shared ones travel."""
