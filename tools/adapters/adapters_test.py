@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import unittest
+from dataclasses import replace
 from unittest import mock
 
 import megatron_convert
@@ -89,8 +90,8 @@ class OnRanks:
     """A framework whose ranks do what option "do" says; this file runs as its adapter when it is given --release."""
 
     name = "tiny"
-    options = {"do": ("nothing", "placements", "whole", "half", "lacks", "unowed", "unknown-mesh", "other-mesh",
-                      "one-fails", "one-raises", "unwritable", "dies", "killed", "hangs", "skips")}
+    options = {"do": ("nothing", "placements", "whole", "half", "subgroup", "lacks", "unowed", "unknown-mesh",
+                      "other-mesh", "one-fails", "one-raises", "unwritable", "dies", "killed", "hangs", "skips")}
 
     def load(self, release):
         if release != "1":
@@ -112,7 +113,8 @@ class OnRanks:
         """Gradients as FSDP leaves them: owed, sharded in part, and under way; that of `without` is None."""
         problem = load_inputs(step.problem)
         layer, given = stepped(problem, step.layout.tokens(problem.model["tokens"], rank))
-        mesh = DeviceMesh("cpu", options.pop("mesh_ranks", [0, 1]), mesh_dim_names=(options.pop("mesh_name", "fsdp"),))
+        name, ranks = options.pop("mesh_name", "fsdp"), options.pop("mesh_ranks", [0, 1])
+        mesh = options.pop("mesh", None) or DeviceMesh("cpu", ranks, mesh_dim_names=(name,))
         group = mesh.get_group()
         gradients = {parameter: parameter.grad for parameter in layer.parameters()}
 
@@ -143,6 +145,12 @@ class OnRanks:
     def half(self, step, rank):
         """A gradient that is to be gathered, and one rank has none."""
         self._said(step, rank, full=True, without="experts.w1" if rank == 1 else None)
+
+    def subgroup(self, step, rank):
+        """Ranks 2 and 3 of four are a step of two."""
+        group, mesh = dist.new_group([2, 3]), DeviceMesh("cpu", [2, 3], mesh_dim_names=("fsdp",))
+        if rank >= 2:
+            self.placements(replace(step, layout=Layout.parse("dp2")), rank - 2, mesh=mesh, full=True, group=group)
 
     def lacks(self, step, rank):
         self.placements(step, rank, without="experts.w1" if rank == 1 else None)
@@ -474,6 +482,10 @@ class RanksTest(WithProblem):
             by_token = name in ("y_TD", "d_x_TD", "topk_expert_TK")
             self.assertEqual(tensor["placements"], {"dp_shard": "S(0)"} if by_token else {}, name)
             self.assertNotIn("scale", tensor)
+
+    def test_takes_whole_tensors_of_a_part_of_the_ranks(self):
+        self.serve("subgroup", layout="dp4")
+        self.judged("PASS")
 
     def test_nobody_waits_for_what_a_rank_does_not_have(self):
         self.assertBothSaid(*self.serve("half"), "the gradient of experts.w1 is a DTensor over ranks [0, 1] on rank 0, "
