@@ -395,6 +395,11 @@ class CaptureTest(WithProblem):
         self.capture(gradient=lambda parameter: parameter.grad * (2 if parameter.shape[0] == 12 else 1))
         self.judged("FAIL", "d_gate_ED", "d_w1_EFD")
 
+    def test_what_is_left_out_is_not_read(self):
+        experts = ("d_w1_EFD", "d_w3_EFD", "d_w2_EDF")
+        self.capture(not_dumped=experts, gradient=lambda parameter: parameter.grad if parameter.dim() == 2 else 1 / 0)
+        self.judged("PASS", *(f"{tensor}: left out on purpose" for tensor in experts))
+
     def test_a_factor_is_made_good(self):
         self.capture(gradient=lambda parameter: parameter.grad / 4, scale={"dense": 4.0, "expert": 4.0})
         self.judged("PASS")
