@@ -45,15 +45,6 @@ std::string ClaimsOf(const Manifest& manifest, const std::string& name) {
   return parts.empty() ? "whole" : fmt::format("{}", fmt::join(parts, ", "));
 }
 
-bool HasReplicas(const Manifest& manifest, const std::string& name) {
-  const DumpedTensor& tensor = manifest.tensors.at(name);
-  const Mesh& mesh = manifest.meshes.Of(tensor.mesh);
-  return std::any_of(mesh.axes.begin(), mesh.axes.end(), [&](Axis axis) {
-    return mesh.SizeOf(axis) > 1 &&
-           PlacementOn(tensor.placements, axis).kind == Placement::Kind::kReplicate;
-  });
-}
-
 // Whether the tensor's own mesh has all of `axes`, and claims `kind` on each.
 bool AllClaimed(const Manifest& manifest, const Finding& finding, Placement::Kind kind) {
   const DumpedTensor& tensor = manifest.tensors.at(finding.tensor);
@@ -103,7 +94,7 @@ std::vector<std::string> DescribeGaps(const Manifest& manifest) {
       gaps.push_back(
           fmt::format("{}: {}", result.name, why(result.name, "not dumped, without a reason")));
     } else if (result.name.starts_with("d_") && result.name != "d_x_TD" &&
-               !HasReplicas(manifest, result.name)) {
+               !IsClaimed(manifest, result.name, Placement::Kind::kReplicate)) {
       alone.push_back(result.name);
     }
   }

@@ -51,20 +51,13 @@ namespace {
 // other tensor is a finished result, or one without rounding (counts, experts' numbers), or is not
 // there.
 bool WidensAll(const Manifest& manifest, const std::string& tensor) {
-  const std::vector<TensorInfo> inputs = InputsOf(manifest.model);
-  if (std::any_of(inputs.begin(), inputs.end(),
-                  [&](const TensorInfo& input) { return input.name == tensor; })) {
-    return true;
-  }
-  const auto dumped = manifest.tensors.find(tensor);
-  if (dumped == manifest.tensors.end() || tensor == "tokens_per_expert_E") {
-    return false;
-  }
-  const Mesh& mesh = manifest.meshes.Of(dumped->second.mesh);
-  return std::any_of(mesh.axes.begin(), mesh.axes.end(), [&](Axis axis) {
-    return mesh.SizeOf(axis) > 1 &&
-           PlacementOn(dumped->second.placements, axis).kind == Placement::Kind::kPartial;
-  });
+  const auto is_among = [&](const std::vector<TensorInfo>& tensors) {
+    return std::any_of(tensors.begin(), tensors.end(),
+                       [&](const TensorInfo& one) { return one.name == tensor; });
+  };
+  return is_among(InputsOf(manifest.model)) ||
+         (is_among(ResultsOf(manifest.model)) && manifest.tensors.contains(tensor) &&
+          IsClaimed(manifest, tensor, Placement::Kind::kPartial));
 }
 
 }  // namespace

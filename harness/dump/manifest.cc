@@ -526,6 +526,14 @@ bool RowsFollowTokens(const Manifest& manifest, std::string_view name) {
   return HasTokenRows(name) && !manifest.tokens.empty();
 }
 
+bool IsClaimed(const Manifest& manifest, const std::string& name, Placement::Kind kind) {
+  const DumpedTensor& tensor = manifest.tensors.at(name);
+  const Mesh& mesh = manifest.meshes.Of(tensor.mesh);
+  return std::any_of(mesh.axes.begin(), mesh.axes.end(), [&](Axis axis) {
+    return mesh.SizeOf(axis) > 1 && PlacementOn(tensor.placements, axis).kind == kind;
+  });
+}
+
 Slice SliceOf(const Manifest& manifest, const std::string& name, std::int64_t rank) {
   const DumpedTensor& tensor = manifest.tensors.at(name);
   const bool by_tokens = RowsFollowTokens(manifest, name);

@@ -75,6 +75,9 @@ Json ToJson(const Manifest& manifest);
 // True for tensors whose first letter is T, when the manifest has token lists.
 bool RowsFollowTokens(const Manifest& manifest, std::string_view name);
 
+// Whether dumped tensor `name` is claimed to be `kind` on an axis of more than one rank.
+bool IsClaimed(const Manifest& manifest, const std::string& name, Placement::Kind kind);
+
 // The rows and columns of tensor `name` that `rank` holds: SliceOf its placements, except that rows
 // of a tensor whose first letter is T follow manifest.tokens where there are any.
 Slice SliceOf(const Manifest& manifest, const std::string& name, std::int64_t rank);
