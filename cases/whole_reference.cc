@@ -1,6 +1,6 @@
 #include "cases/whole_reference.h"
 
-#include "harness/compare/problem.h"
+#include "harness/measure/problem.h"
 #include "reference/moe_reference.h"
 
 namespace moe {

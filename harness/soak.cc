@@ -6,8 +6,8 @@
 #include <cmath>
 
 #include "harness/base/error.h"
-#include "harness/compare/tolerance.h"
 #include "harness/json/json_reader.h"
+#include "harness/measure/tolerance.h"
 #include "harness/run_case.h"
 #include "harness/run_step.h"
 #include "harness/whole_inputs.h"

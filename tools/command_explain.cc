@@ -8,7 +8,7 @@
 #include <optional>
 
 #include "harness/base/error.h"
-#include "harness/compare/golden.h"
+#include "harness/measure/golden.h"
 #include "tools/commands.h"
 #include "tools/selection.h"
 

@@ -9,8 +9,8 @@
 #include <functional>
 
 #include "harness/base/error.h"
-#include "harness/compare/problem.h"
-#include "harness/compare/tolerance.h"
+#include "harness/measure/problem.h"
+#include "harness/measure/tolerance.h"
 #include "harness/run_case.h"
 #include "harness/run_step.h"
 #include "tools/clean_runs.h"

@@ -6,9 +6,9 @@
 #include <memory>
 
 #include "harness/base/error.h"
-#include "harness/compare/problem.h"
 #include "harness/inputs/generator.h"
 #include "harness/json/model_json.h"
+#include "harness/measure/problem.h"
 
 namespace moe {
 namespace {

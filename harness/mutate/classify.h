@@ -6,7 +6,7 @@
 #include <string>
 #include <string_view>
 
-#include "harness/compare/judge.h"
+#include "harness/explain/judge.h"
 #include "harness/mutate/fault_catalogue.h"
 
 namespace moe {

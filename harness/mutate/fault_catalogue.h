@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/compare/finding.h"
+#include "harness/explain/finding.h"
 #include "harness/layout/fault.h"
 
 namespace moe {

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/compare/judge.h"
+#include "harness/explain/judge.h"
 #include "harness/json/json_reader.h"
 
 namespace moe {

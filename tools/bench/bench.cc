@@ -22,7 +22,7 @@
 
 #include "harness/base/error.h"
 #include "harness/base/tensors.h"
-#include "harness/compare/problem.h"
+#include "harness/measure/problem.h"
 #include "harness/run_case.h"
 #include "reference/moe_reference.h"
 #include "tools/bench/cpu_clock.h"

@@ -1,0 +1,114 @@
+#include "harness/explain/call_log.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+namespace moe {
+namespace {
+
+bool Contains(const std::vector<Axis>& axes, Axis axis) {
+  return std::find(axes.begin(), axes.end(), axis) != axes.end();
+}
+
+}  // namespace
+
+CallLog::CallLog(const StepContract* contract, const std::vector<std::vector<std::string>>& calls)
+    : contract_(contract), calls_(calls) {
+  for (const auto& of_rank : calls) {
+    longest_ = std::max(longest_, of_rank.size());
+  }
+}
+
+std::ptrdiff_t CallLog::Times(const Reduction& reduction, bool divided_only) const {
+  const std::string name = ToText(reduction);
+  std::ptrdiff_t most = 0;
+  for (const auto& of_rank : calls_) {
+    most = std::max(most, std::count_if(of_rank.begin(), of_rank.end(), [&](const auto& call) {
+                      const bool is_divided = call.starts_with(name + "/");
+                      return is_divided || (!divided_only && call == name);
+                    }));
+  }
+  return most;
+}
+
+// The tensor's own sums, and those inside the step that its values come through.
+std::vector<Reduction> CallLog::SumsBehind(const std::string& tensor) const {
+  std::vector<Reduction> sums;
+  for (const ContractTensor& other : contract_->tensors) {
+    const bool is_forward = other.name.starts_with("y_");
+    const bool is_behind = !other.result && (tensor == "d_x_TD" || tensor.starts_with("d_gate") ||
+                                             (tensor == "y_TD" && is_forward));
+    if (other.name != tensor && !is_behind) {
+      continue;
+    }
+    for (const auto* axes : {&other.owed, &other.settled, &other.alone}) {
+      for (const Axis axis : *axes) {
+        sums.push_back({other.name, axis});
+      }
+    }
+  }
+  return sums;
+}
+
+bool CallLog::ShowsRepeat(const std::string& tensor, Axis axis) const {
+  const auto sums = SumsBehind(tensor);
+  return std::any_of(sums.begin(), sums.end(), [&](const Reduction& sum) {
+    return sum.axis == axis && Times(sum) > (contract_->Owes(sum) ? 1 : 0);
+  });
+}
+
+bool CallLog::ShowsMean(const std::string& tensor, Axis axis) const {
+  const auto sums = SumsBehind(tensor);
+  // A program that averages over the data-parallel ranks divides those sums on purpose.
+  const bool is_batch = axis != Axis::kTp && axis != Axis::kEtp;
+  const bool is_habit = contract_->dp_reduction == DpReduction::kMean && is_batch;
+  return !is_habit && std::any_of(sums.begin(), sums.end(), [&](const Reduction& sum) {
+    return sum.axis == axis && Times(sum, /*divided_only=*/true) > 0;
+  });
+}
+
+bool CallLog::ShowsStray(const std::string& tensor, Axis owed, Axis used) const {
+  const auto sums = SumsBehind(tensor);
+  return std::any_of(sums.begin(), sums.end(), [&](const Reduction& sum) {
+    const Reduction stray{sum.tensor, used};
+    return sum.axis == owed && (contract_->Owes(sum) || contract_->IsAlone(sum)) &&
+           Times(sum) == 0 && Times(stray) > (contract_->Owes(stray) ? 1 : 0);
+  });
+}
+
+std::string CallLog::Sentence(const std::string& tensor, const Explanation& explanation) const {
+  if (!IsKnown()) {
+    return "";
+  }
+  std::vector<std::string> texts;
+  for (const Reduction& reduction : contract_->Owed()) {
+    const bool may_be_lost =
+        explanation.cause == Cause::kMissingSum || explanation.cause == Cause::kWrongGroup;
+    if (may_be_lost && Contains(explanation.axes, reduction.axis) && Times(reduction) == 0) {
+      texts.push_back(fmt::format("{} is in the contract and not in the call log ({} sums)",
+                                  ToText(reduction), longest_));
+    }
+  }
+  for (const Axis axis : explanation.used) {
+    for (const Reduction& sum : SumsBehind(tensor)) {
+      const Reduction stray{sum.tensor, axis};
+      if (Contains(explanation.axes, sum.axis) && !contract_->Owes(stray) && Times(stray) > 0) {
+        texts.push_back(
+            fmt::format("{} is in the call log and not in the contract", ToText(stray)));
+      }
+    }
+  }
+  for (const Axis axis : explanation.axes) {
+    const Reduction own{tensor, axis};
+    if (texts.empty() && Times(own) > 0) {
+      texts.push_back(fmt::format("{} is {} in the contract and {} times in the call log ({} sums)",
+                                  ToText(own), contract_->Owes(own) ? "once" : "not", Times(own),
+                                  longest_));
+    }
+  }
+  return fmt::format("{}", fmt::join(texts, "; "));
+}
+
+}  // namespace moe

@@ -1,0 +1,179 @@
+#include "harness/explain/routing.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <set>
+#include <utility>
+
+#include "harness/base/error.h"
+#include "harness/measure/observed.h"
+#include "harness/measure/tolerance.h"
+
+namespace moe {
+namespace {
+
+// Whether rounding may have made the choice `chosen` of a token's own: every expert that is chosen
+// instead of another is within the two bounds of it. A choice of groups has no such pairs; there
+// the token's margin must be in doubt.
+bool IsTie(const Model& model, const reference::Routing& own, Eigen::Index token,
+           const std::set<std::int64_t>& chosen) {
+  if (model.limited_groups < model.expert_groups) {
+    return own.margin_T[token] <= own.margin_bound_T[token];
+  }
+  const auto own_experts = own.topk_expert_TK.row(token);
+  const std::set<std::int64_t> wanted(own_experts.begin(), own_experts.end());
+  for (const std::int64_t left : wanted) {
+    for (const std::int64_t taken : chosen) {
+      if (!chosen.contains(left) && !wanted.contains(taken) &&
+          own.selection_TE(token, left) - own.selection_TE(token, taken) >
+              own.selection_bound_TE(token, left) + own.selection_bound_TE(token, taken)) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+// The token whose choice is the least beyond doubt.
+Eigen::Index LeastDecided(const reference::Routing& own) {
+  Eigen::Index least = 0;
+  for (Eigen::Index token = 1; token < own.margin_T.size(); ++token) {
+    if (own.margin_T[token] - own.margin_bound_T[token] <
+        own.margin_T[least] - own.margin_bound_T[least]) {
+      least = token;
+    }
+  }
+  return least;
+}
+
+std::string MarginAndBound(const reference::Routing& own, Eigen::Index token) {
+  return fmt::format("token {}: margin {:.2e}, rounding may take {:.2e}", token,
+                     own.margin_T[token], own.margin_bound_T[token]);
+}
+
+}  // namespace
+
+RoutingComparison CompareRouting(const Dump& dump, const reference::Problem& problem,
+                                 const RoutingRules& rules) {
+  const Manifest& manifest = dump.manifest;
+  const reference::Routing own_routing = reference::Route(
+      manifest.model, problem.x_TD, problem.gate_ED, problem.gate_bias_E, problem.expert_bias_E,
+      rules.is_exact ? reference::Rounding{} : RoundingOf(manifest));
+  const Eigen::Index least = LeastDecided(own_routing);
+  const bool in_doubt = own_routing.margin_T[least] <= own_routing.margin_bound_T[least];
+  if (in_doubt && rules.must_be_decided) {
+    throw Error(dump.name,
+                fmt::format("leaves the choice of experts to rounding in {} ({}); use another "
+                            "seed, fewer experts or a smaller top_k",
+                            ToText(manifest.dtype), MarginAndBound(own_routing, least)));
+  }
+  RoutingComparison comparison{.smallest_margin = own_routing.margin_T.minCoeff()};
+  if (!manifest.tensors.contains("topk_expert_TK")) {
+    if (in_doubt) {
+      comparison.notes.push_back(
+          fmt::format("a tie may have fallen otherwise than in the reference, and then gradients "
+                      "differ through no fault of a reduction ({})",
+                      MarginAndBound(own_routing, least)));
+    }
+    return comparison;
+  }
+  const ObservedTensor observed(dump, "topk_expert_TK");
+  Finding finding{.tensor = "topk_expert_TK"};
+  reference::Routing routing = own_routing;
+  std::set<std::int64_t> flipped;
+  std::set<std::int64_t> tied;
+  for (const ObservedTensor::Holder& holder : observed.holders()) {
+    for (std::int64_t row = 0; row < observed.UnitsOf(holder); ++row) {
+      const std::int64_t token = observed.GlobalUnit(holder, row);
+      const std::vector<double> got = observed.ReadUnit(holder, row);
+      const std::set<std::int64_t> chosen(got.begin(), got.end());
+      if (chosen.size() != got.size() || *chosen.begin() < 0 ||
+          *chosen.rbegin() >= manifest.model.experts) {
+        throw Error(dump.name,
+                    fmt::format("topk_expert_TK of token {} on rank {} is [{}]; it must name {} "
+                                "different experts from 0 to {}",
+                                token, holder.ranks.front(), fmt::join(got, ", "),
+                                manifest.model.top_k, manifest.model.experts - 1));
+      }
+      const auto own = own_routing.topk_expert_TK.row(token);
+      if (chosen == std::set<std::int64_t>(own.begin(), own.end())) {
+        continue;
+      }
+      for (std::size_t k = 0; k < got.size(); ++k) {
+        routing.topk_expert_TK(token, static_cast<Eigen::Index>(k)) =
+            static_cast<std::int64_t>(got[k]);
+      }
+      if (IsTie(manifest.model, own_routing, token, chosen)) {
+        tied.insert(token);
+        continue;
+      }
+      flipped.insert(token);
+      if (finding.verdict == Verdict::kPass) {
+        finding.verdict = Verdict::kFail;
+        finding.explanation.cause = Cause::kUnexplained;
+        finding.text =
+            fmt::format("token {} goes to experts {}, not {}", token, fmt::join(chosen, ", "),
+                        fmt::join(own.begin(), own.end(), ", "));
+        finding.evidence.push_back(
+            fmt::format("what   no tie within rounding ({})", MarginAndBound(own_routing, token)));
+      }
+      finding.ranks.insert(finding.ranks.end(), holder.ranks.begin(), holder.ranks.end());
+    }
+  }
+  std::sort(finding.ranks.begin(), finding.ranks.end());
+  finding.ranks.erase(std::unique(finding.ranks.begin(), finding.ranks.end()), finding.ranks.end());
+  finding.error = static_cast<double>(flipped.size()) / static_cast<double>(manifest.model.tokens);
+  if (!tied.empty()) {
+    comparison.notes.push_back(
+        fmt::format("tie: {} tokens are routed otherwise than in the reference, within rounding "
+                    "({}); the rest is judged with the observed routing",
+                    tied.size(), MarginAndBound(own_routing, *tied.begin())));
+  }
+  if (!flipped.empty()) {
+    comparison.notes.push_back(fmt::format(
+        "{} tokens are routed otherwise than in the reference; the gradients are judged "
+        "with the observed routing",
+        flipped.size()));
+  }
+  if (!tied.empty() || !flipped.empty()) {
+    comparison.observed_routing = routing;
+  }
+  comparison.finding = std::move(finding);
+  return comparison;
+}
+
+std::optional<Finding> CompareCounts(const Dump& dump,
+                                     const std::vector<std::int64_t>& tokens_per_expert_E) {
+  if (!dump.manifest.tensors.contains("tokens_per_expert_E")) {
+    return std::nullopt;
+  }
+  const ObservedTensor observed(dump, "tokens_per_expert_E");
+  Finding finding{.tensor = "tokens_per_expert_E"};
+  for (const ObservedTensor::Holder& holder : observed.holders()) {
+    const std::vector<double> got = observed.ReadUnit(holder, 0);
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      const std::int64_t expert = holder.slice.index[0][i];
+      const auto wanted =
+          static_cast<double>(tokens_per_expert_E[static_cast<std::size_t>(expert)]);
+      if (got[i] == wanted) {  // counts are whole numbers, exact in double
+        continue;
+      }
+      if (finding.verdict == Verdict::kPass) {
+        finding.verdict = Verdict::kFail;
+        finding.explanation.cause = Cause::kUnexplained;
+        finding.text = fmt::format("expert {} counts {} tokens, not {}", expert, got[i], wanted);
+      }
+      finding.error = std::max(finding.error, std::abs(got[i] - wanted) / std::max(1.0, wanted));
+      finding.ranks.insert(finding.ranks.end(), holder.ranks.begin(), holder.ranks.end());
+    }
+  }
+  std::sort(finding.ranks.begin(), finding.ranks.end());
+  finding.ranks.erase(std::unique(finding.ranks.begin(), finding.ranks.end()), finding.ranks.end());
+  return finding;
+}
+
+}  // namespace moe

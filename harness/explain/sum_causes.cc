@@ -1,0 +1,444 @@
+#include "harness/explain/sum_causes.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "harness/measure/norms.h"
+
+namespace moe {
+namespace {
+
+bool Contains(const std::vector<Axis>& axes, Axis axis) {
+  return std::find(axes.begin(), axes.end(), axis) != axes.end();
+}
+
+std::int64_t RankAt(const Mesh& mesh, const std::vector<std::int64_t>& coordinates) {
+  std::int64_t rank = 0;
+  for (std::size_t i = 0; i < mesh.axes.size(); ++i) {
+    rank = rank * mesh.sizes[i] + coordinates[i];
+  }
+  return rank;
+}
+
+// Some of `count` paths, neither none nor all: every such choice.
+std::vector<std::vector<bool>> ProperSubsetsOf(std::size_t count) {
+  std::vector<std::vector<bool>> subsets;
+  for (std::uint32_t chosen = 1; chosen + 1 < (1U << count); ++chosen) {
+    std::vector<bool>& subset = subsets.emplace_back();
+    for (std::size_t path = 0; path < count; ++path) {
+      subset.push_back((chosen >> path & 1U) != 0);
+    }
+  }
+  return subsets;
+}
+
+bool IsOfSlices(Spread spread) {
+  return spread == Spread::kEtpSlices || spread == Spread::kUngatheredSlices;
+}
+
+}  // namespace
+
+SumCauses::SumCauses(const Suspect& suspect, const StepContract* contract)
+    : suspect_(suspect), contract_(contract), paths_(suspect.ledger().PathsOf(suspect.name())) {
+  FindPlans();
+}
+
+// Spreads whose shares add up to the whole over some axes; of several such sets the one with the
+// fewest axes that cut the tensor, since rows of other ranks add nothing, and of these the largest,
+// since a sum over an axis that shares do not differ on would have counted them twice. A spread of
+// shares that never add up goes with the sums of the first that does.
+void SumCauses::FindPlans() {
+  const std::string& name = suspect_.name();
+  const bool has_owners = !IsExpertWeight(name) && !name.starts_with("d_shared_");
+  for (const Spread spread : suspect_.ledger().spreads()) {
+    if (IsOfSlices(spread)) {
+      FindPlanOfSlices(spread);
+      continue;
+    }
+    const bool is_of_owners = spread == Spread::kOwners || spread == Spread::kUngatheredOwners;
+    if (is_of_owners && !has_owners) {
+      continue;
+    }
+    if (spread == Spread::kUngatheredTokens || spread == Spread::kUngatheredOwners) {
+      if (!plans_.empty()) {
+        plans_.push_back({spread, plans_.front().sums});
+      }
+      continue;
+    }
+    std::vector<Axis> candidates;
+    for (const Axis axis : suspect_.mesh().axes) {
+      if (suspect_.mesh().SizeOf(axis) > 1) {
+        candidates.push_back(axis);
+      }
+    }
+    if (spread == Spread::kOwners && !Contains(candidates, Axis::kEp)) {
+      candidates.push_back(Axis::kEp);
+    }
+    auto sets = ProductsOf(candidates);
+    sets.emplace_back();
+    const auto cuts = [&](const std::vector<Axis>& sums) {
+      return std::count_if(sums.begin(), sums.end(), [&](Axis axis) { return Cuts(axis); });
+    };
+    std::stable_sort(sets.begin(), sets.end(), [&](const auto& a, const auto& b) {
+      return cuts(a) != cuts(b) ? cuts(a) < cuts(b) : a.size() > b.size();
+    });
+    const auto set = std::find_if(sets.begin(), sets.end(), [&](const std::vector<Axis>& sums) {
+      return AddsUp({spread, sums});
+    });
+    if (set != sets.end()) {
+      plans_.push_back({spread, InOrder(*set)});
+    }
+  }
+}
+
+// The tokens of an etp group lie anywhere on the dense mesh, and other ranks have no share of a
+// row: a sum over that whole mesh reaches every slice of it once.
+void SumCauses::FindPlanOfSlices(Spread spread) {
+  if (PathSubsetsOfEtp(suspect_).empty() || plans_.empty()) {
+    return;
+  }
+  if (spread == Spread::kUngatheredSlices) {
+    plans_.push_back({spread, plans_.front().sums});
+    return;
+  }
+  const Plan plan{spread, suspect_.mesh().axes};
+  if (AddsUp(plan)) {
+    plans_.push_back(plan);
+  }
+}
+
+// Whether ranks along the axis hold different parts of the tensor for good. Rows are cut along tp
+// only by the reduce-scatter that ends their sum.
+bool SumCauses::Cuts(Axis axis) const {
+  const bool has_rows = suspect_.name() == "y_TD" || suspect_.name() == "d_x_TD";
+  return PlacementOn(suspect_.observed().claim().placements, axis).IsShard() &&
+         !(has_rows && axis == Axis::kTp);
+}
+
+bool SumCauses::AddsUp(const Plan& plan) const {
+  constexpr std::size_t kEnough = 8;  // pieces that are not all zero
+  const SumTable right = AfterSums(suspect_.manifest().meshes, plan.sums);
+  const std::vector<bool> all(paths_.size(), true);
+  std::size_t tried = 0;
+  for (std::size_t index = 0; index < suspect_.Pieces() && tried < kEnough; ++index) {
+    const Piece piece = suspect_.Load(index);
+    const double norm = Norm(piece.want);
+    Shares shares{.piece = &piece, .spread = plan.spread};
+    const auto predicted = Predict(shares, plan, right, right, all);
+    if (!predicted || Distance(*predicted, piece.want) > 1e-9 * norm) {
+      return false;
+    }
+    tried += norm > 0.0 ? 1 : 0;
+  }
+  return tried > 0;
+}
+
+// The order in which a step makes them: the contract's, else innermost axis first.
+std::vector<Axis> SumCauses::InOrder(std::vector<Axis> sums) const {
+  std::vector<Axis> order;
+  if (const ContractTensor* known = contract_ ? contract_->Find(suspect_.name()) : nullptr) {
+    order = known->settled;  // summed inside the step, before the tensor's own sums
+    order.insert(order.end(), known->owed.begin(), known->owed.end());
+  }
+  for (auto axis = suspect_.mesh().axes.rbegin(); axis != suspect_.mesh().axes.rend(); ++axis) {
+    order.push_back(*axis);
+  }
+  // What is claimed to be owed is summed last, by the judge.
+  const auto place = [&](Axis axis) {
+    const auto kind = PlacementOn(suspect_.observed().claim().placements, axis).kind;
+    return std::pair(kind == Placement::Kind::kPartial,
+                     std::find(order.begin(), order.end(), axis));
+  };
+  std::stable_sort(sums.begin(), sums.end(), [&](Axis a, Axis b) { return place(a) < place(b); });
+  return sums;
+}
+
+std::vector<std::vector<bool>> PathSubsetsOf(const Suspect& suspect, const StepContract* contract) {
+  const std::size_t paths = suspect.ledger().PathsOf(suspect.name()).size();
+  std::vector<std::vector<bool>> subsets = {std::vector<bool>(paths, true)};
+  const bool only_whole = contract != nullptr && contract->Find("d_routed_TD") == nullptr;
+  if (suspect.name() != "d_x_TD" || only_whole) {
+    return subsets;
+  }
+  for (std::vector<bool>& subset : ProperSubsetsOf(paths)) {
+    subsets.push_back(std::move(subset));
+  }
+  return subsets;
+}
+
+std::vector<std::vector<bool>> PathSubsetsOfEtp(const Suspect& suspect) {
+  const std::string& name = suspect.name();
+  const bool has_sums = name == "y_TD" || name == "d_x_TD" || name.starts_with("d_gate");
+  if (!suspect.manifest().layout.IsFolded() || !has_sums) {
+    return {};
+  }
+  const std::vector<std::string> paths = suspect.ledger().PathsOf(name);
+  std::vector<std::vector<bool>> subsets = {std::vector<bool>(paths.size(), true)};
+  for (std::vector<bool>& subset : ProperSubsetsOf(paths.size())) {
+    subsets.push_back(std::move(subset));
+  }
+  std::erase_if(subsets, [&](const std::vector<bool>& subset) {
+    const auto shared = std::find(paths.begin(), paths.end(), "shared");
+    return shared != paths.end() && subset[static_cast<std::size_t>(shared - paths.begin())];
+  });
+  return subsets;
+}
+
+// Those that one sum can reach: a known program that has summed the parts of d_x before they meet
+// has no sum of all of them, unless there are only those that meet at the experts' input.
+std::vector<std::vector<bool>> SumCauses::SumSubsets(Spread spread) const {
+  if (IsOfSlices(spread)) {
+    return PathSubsetsOfEtp(suspect_);
+  }
+  auto subsets = PathSubsetsOf(suspect_, contract_);
+  const ContractTensor* d_x = contract_ ? contract_->Find("d_x_TD") : nullptr;
+  const bool has_shared = suspect_.manifest().model.d_shared > 0;
+  if (suspect_.name() == "d_x_TD" && d_x != nullptr && !d_x->settled.empty() && has_shared) {
+    subsets.erase(subsets.begin());
+  }
+  return subsets;
+}
+
+std::string PathText(const std::vector<std::string>& paths, const std::vector<bool>& affected) {
+  std::vector<std::string> names;
+  for (std::size_t path = 0; path < paths.size(); ++path) {
+    if (affected[path]) {
+      names.push_back(paths[path]);
+    }
+  }
+  return names.size() == paths.size() ? "" : fmt::format("{}", fmt::join(names, " and "));
+}
+
+// Where in the global tensor a sum finds rank `source`'s part of what ends up at the piece's
+// places: sums add up what lies at the same local place. Along axes that cut the tensor that is the
+// source's own slice; along a summed one, whose result is cut afterwards, the holder's.
+std::optional<Slice> SumCauses::PlacesFor(const Piece& piece, const Plan& plan,
+                                          std::int64_t source) const {
+  const Mesh& mesh = suspect_.mesh();
+  const std::int64_t holder = suspect_.observed().holders()[piece.holder].ranks.front();
+  std::vector<std::int64_t> coordinates;
+  for (const Axis axis : mesh.axes) {
+    const bool is_cut = PlacementOn(suspect_.observed().claim().placements, axis).IsShard();
+    coordinates.push_back(
+        mesh.Coordinate(is_cut && !Contains(plan.sums, axis) ? source : holder, axis));
+  }
+  const std::int64_t rank = RankAt(mesh, coordinates);
+  return rank == holder ? piece.slice : suspect_.PlacesOn(piece, rank);
+}
+
+const std::vector<double>* SumCauses::ShareOf(Shares& shares, const Plan& plan, std::size_t path,
+                                              std::int64_t source) const {
+  if (shares.of.empty()) {
+    const auto world = static_cast<std::size_t>(suspect_.manifest().WorldSize());
+    shares.of.assign(paths_.size(), std::vector<std::optional<std::vector<double>>>(world));
+  }
+  auto& share = shares.of[path][static_cast<std::size_t>(source)];
+  if (!share) {
+    const auto places = PlacesFor(*shares.piece, plan, source);
+    share = places ? suspect_.ledger().Share(shares.spread, suspect_.name(), paths_[path], source,
+                                             *places)
+                   : std::vector<double>();
+  }
+  return share->empty() ? nullptr : &*share;
+}
+
+std::optional<std::vector<double>> SumCauses::Predict(Shares& shares, const Plan& plan,
+                                                      const SumTable& table, const SumTable& right,
+                                                      const std::vector<bool>& affected) const {
+  std::vector<double> values(shares.piece->got.size(), 0.0);
+  // A holder of several ranks has the judge's sum over a P axis behind it: one of the sums.
+  const std::int64_t holder = suspect_.observed().holders()[shares.piece->holder].ranks.front();
+  for (std::size_t path = 0; path < paths_.size(); ++path) {
+    const SumTable& of_path = affected[path] ? table : right;
+    for (std::int64_t source = 0; source < of_path.cols(); ++source) {
+      const double times = of_path(holder, source);
+      if (times == 0.0) {
+        continue;
+      }
+      const std::vector<double>* share = ShareOf(shares, plan, path, source);
+      if (share == nullptr) {
+        return std::nullopt;
+      }
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        values[i] += times * (*share)[i];
+      }
+    }
+  }
+  return values;
+}
+
+void SumCauses::Try(const Plan& plan, const std::vector<SumHypothesis>& hypotheses,
+                    const SumTable& right, std::vector<Fit>& fits) {
+  struct Trial {
+    const SumHypothesis* hypothesis;
+    std::vector<bool> affected;
+    FitQuality quality;
+    bool everywhere = true;
+  };
+  // Of shares that do not add up, the paths that are right hold what the reference says.
+  const bool adds_up = plan.spread != Spread::kUngatheredSlices;
+  const SumTable elsewhere = adds_up ? right : SumTable::Zero(right.rows(), right.cols());
+  std::vector<Trial> trials;
+  for (const std::vector<bool>& affected : SumSubsets(plan.spread)) {
+    for (const SumHypothesis& hypothesis : hypotheses) {
+      trials.push_back({&hypothesis, affected});
+    }
+  }
+  for (std::size_t index = 0; index < suspect_.Pieces() && !trials.empty(); ++index) {
+    const Piece piece = suspect_.Load(index);
+    Shares shares{.piece = &piece, .spread = plan.spread};
+    std::erase_if(trials, [&](Trial& trial) {
+      auto predicted = Predict(shares, plan, trial.hypothesis->table, elsewhere, trial.affected);
+      if (predicted && !adds_up) {
+        const auto rest = RestOf(piece, PathText(paths_, trial.affected));
+        std::transform(rest.begin(), rest.end(), predicted->begin(), predicted->begin(),
+                       std::plus<>());
+      }
+      if (predicted && suspect_.Explains(piece, *predicted, trial.quality)) {
+        return false;
+      }
+      // A rank that a sum left out may be the only one that is wrong.
+      const bool may_be_partial = trial.hypothesis->explanation.cause == Cause::kMissingSum;
+      if (may_be_partial && !suspect_.HolderIsWrong(piece.holder)) {
+        trial.everywhere = false;
+        return false;
+      }
+      return true;
+    });
+  }
+  for (const Trial& trial : trials) {
+    if (!trial.quality.Helps()) {
+      continue;
+    }
+    Fit fit{trial.hypothesis->explanation, trial.quality.residual, plan.spread, trial.everywhere};
+    fit.explanation.path = PathText(paths_, trial.affected);
+    fits.push_back(std::move(fit));
+  }
+}
+
+std::vector<Fit> SumCauses::Find() {
+  std::vector<Fit> fits;
+  const bool is_alone = IsExpertWeight(suspect_.name()) && suspect_.mesh().SizeOf(Axis::kEdp) == 1;
+  for (const Plan& plan : plans_) {
+    const Meshes& meshes = suspect_.manifest().meshes;
+    const SumTable right = AfterSums(meshes, plan.sums);
+    const bool ungathered =
+        plan.spread == Spread::kUngatheredTokens || plan.spread == Spread::kUngatheredOwners;
+    if (plan.spread == Spread::kEtpSlices) {
+      Try(plan, RankHypothesesOf(right, Axis::kEtp), right, fits);
+      continue;
+    }
+    if (!fits.empty() && (ungathered || plan.spread == Spread::kUngatheredSlices)) {
+      break;
+    }
+    if (plan.spread == Spread::kUngatheredSlices) {
+      Try(plan, {{{.cause = Cause::kMissingSum, .axes = {Axis::kEtp}}, right}}, right, fits);
+      for (Fit& fit : fits) {
+        fit.spread = Spread::kEtpSlices;  // of which each rank holds its own
+      }
+      continue;
+    }
+    if (ungathered) {
+      const Axis axis = plan.spread == Spread::kUngatheredTokens ? Axis::kTp : Axis::kEp;
+      Try(plan, {{{.cause = Cause::kMissingSum, .axes = {axis}}, right}}, right, fits);
+      continue;
+    }
+    const SumQuestion question{.meshes = &meshes,
+                               .own = suspect_.observed().claim().mesh,
+                               .sums = plan.sums,
+                               .order_is_known = contract_ != nullptr,
+                               .judged = suspect_.observed().PartialAxes(),
+                               .alone = is_alone ? std::vector{Axis::kEdp} : std::vector<Axis>()};
+    Try(plan, SumHypothesesOf(question), right, fits);
+  }
+  return fits;
+}
+
+std::vector<bool> SumCauses::AffectedBy(const std::string& path) const {
+  for (const auto& subsets : {PathSubsetsOf(suspect_, nullptr), PathSubsetsOfEtp(suspect_)}) {
+    for (const auto& subset : subsets) {
+      if (PathText(paths_, subset) == path) {
+        return subset;
+      }
+    }
+  }
+  return std::vector<bool>(paths_.size(), true);
+}
+
+std::vector<std::vector<double>> SumCauses::SharesAlong(const Piece& piece, const Plan& plan,
+                                                        const std::vector<Axis>& axes,
+                                                        const std::string& path) const {
+  const Meshes& meshes = suspect_.manifest().meshes;
+  std::vector<Axis> sums = plan.sums;
+  for (const Axis axis : axes) {
+    if (!Contains(sums, axis)) {
+      sums.push_back(axis);
+    }
+  }
+  const SumTable reach = AfterSums(meshes, sums).cwiseMin(1.0);
+  const SumTable nothing = SumTable::Zero(reach.rows(), reach.cols());
+  const std::int64_t holder = suspect_.observed().holders()[piece.holder].ranks.front();
+  const Mesh& mesh = meshes.With(axes.front());
+  std::vector<std::vector<double>> along;
+  Shares shares{.piece = &piece, .spread = plan.spread};
+  for (const std::int64_t member : mesh.GroupOf(holder, axes)) {
+    SumTable table = reach;
+    for (std::int64_t source = 0; source < table.cols(); ++source) {
+      for (const Axis axis : axes) {
+        if (mesh.Coordinate(source, axis) != mesh.Coordinate(member, axis)) {
+          table.col(source).setZero();
+        }
+      }
+    }
+    if (auto values = Predict(shares, plan, table, nothing, AffectedBy(path))) {
+      along.push_back(std::move(*values));
+    }
+  }
+  return along;
+}
+
+std::vector<double> SumCauses::RestOf(const Piece& piece, const std::string& path) const {
+  std::vector<double> rest(piece.got.size(), 0.0);
+  const std::vector<bool> affected = AffectedBy(path);
+  for (std::size_t i = 0; i < paths_.size(); ++i) {
+    if (!affected[i]) {
+      const auto whole = suspect_.ledger().Whole(suspect_.name(), paths_[i], piece.slice);
+      std::transform(rest.begin(), rest.end(), whole.begin(), rest.begin(), std::plus<>());
+    }
+  }
+  return rest;
+}
+
+std::vector<SumCauses::Tokens> SumCauses::TokensAlong(const Piece& piece, const Plan& plan,
+                                                      const std::vector<Axis>& axes) const {
+  const Meshes& meshes = suspect_.manifest().meshes;
+  const Mesh& mesh = meshes.With(axes.front());
+  const std::int64_t holder = suspect_.observed().holders()[piece.holder].ranks.front();
+  const SumTable right = AfterSums(meshes, plan.sums);
+  const auto& experts = suspect_.observed().holders()[piece.holder].slice.index[0];
+  std::vector<Tokens> counts;
+  for (const std::int64_t member : mesh.GroupOf(holder, axes)) {
+    std::vector<std::int64_t> sources;
+    for (std::int64_t source = 0; source < right.cols(); ++source) {
+      const bool counted = std::all_of(axes.begin(), axes.end(), [&](Axis axis) {
+        return mesh.Coordinate(source, axis) == mesh.Coordinate(member, axis);
+      });
+      if (counted && right(holder, source) != 0.0) {
+        sources.push_back(source);
+      }
+    }
+    const auto in_T = suspect_.ledger().TokensOf(plan.spread, suspect_.name(), sources);
+    Tokens& count = counts.emplace_back();
+    count.tokens = static_cast<double>(std::count(in_T.begin(), in_T.end(), true));
+    if (piece.local_expert >= 0) {
+      count.rows = suspect_.ledger().SlotsOf(in_T, experts);
+      count.slots = suspect_.ledger().SlotsOf(in_T, piece.slice.index[0]);
+    }
+  }
+  return counts;
+}
+
+}  // namespace moe

@@ -1,0 +1,100 @@
+// Which fault of which sum over ranks would leave exactly the values that a tensor holds.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "harness/explain/finding.h"
+#include "harness/explain/sum_table.h"
+#include "harness/explain/suspect.h"
+#include "harness/layout/step_contract.h"
+
+namespace moe {
+
+// An explanation that gives the observed values, and how well.
+struct Fit {
+  Explanation explanation;
+  double residual = 0.0;         // largest relative difference that it leaves in a unit
+  std::optional<Spread> spread;  // whose shares it speaks of
+  bool everywhere = true;        // false: on the wrong ranks alone, while others are right
+  std::string text;              // what is wrong, where it is more than the explanation says
+};
+
+// Paths of a tensor that a fault of one sum can reach, all of them first: where the contract is
+// known, those along which it makes sums of their own. A mark per path of the ledger.
+std::vector<std::vector<bool>> PathSubsetsOf(const Suspect& suspect, const StepContract* contract);
+
+// The same of the sums over etp inside the step that folding owes (d_routed_ND@etp,
+// y_routed_ND@etp), which are behind the routed experts; empty where they have no part in the
+// tensor.
+std::vector<std::vector<bool>> PathSubsetsOfEtp(const Suspect& suspect);
+
+// "routed and gate"; empty for all of them.
+std::string PathText(const std::vector<std::string>& paths, const std::vector<bool>& affected);
+
+class SumCauses {
+ public:
+  // `contract` may be null: which sums the producer owes, and in which order, is then not known.
+  SumCauses(const Suspect& suspect, const StepContract* contract);
+
+  // All that fit, in the order in which they were tried.
+  std::vector<Fit> Find();
+
+  // Axes over which shares of the tensor are summed in a right step, under a spread that adds up;
+  // nothing where the shares cannot be known.
+  struct Plan {
+    Spread spread = Spread::kTokens;
+    std::vector<Axis> sums;
+  };
+  const std::vector<Plan>& plans() const { return plans_; }
+
+  // Shares of a piece along `path` (empty: all), summed over the ranks that agree on `axes`: by
+  // coordinate. Along an axis that cuts the tensor it is what those ranks have at the same places
+  // of their own slices. `axes` must not be empty. Coordinates whose share cannot be known are left
+  // out: then there are fewer than ranks in the group.
+  std::vector<std::vector<double>> SharesAlong(const Piece& piece, const Plan& plan,
+                                               const std::vector<Axis>& axes,
+                                               const std::string& path = "") const;
+  // What a right step gives along the other paths.
+  std::vector<double> RestOf(const Piece& piece, const std::string& path) const;
+  // What each share along `axes`, which must not be empty, comes from.
+  struct Tokens {
+    double tokens = 0.0;  // how many,
+    double rows = 0.0;   // of an expert weight: how many of their slots go to the holder's experts,
+    double slots = 0.0;  // and how many to the piece's expert
+  };
+  std::vector<Tokens> TokensAlong(const Piece& piece, const Plan& plan,
+                                  const std::vector<Axis>& axes) const;
+
+ private:
+  // Shares of one piece, computed when first asked for: by path, then by rank.
+  struct Shares {
+    const Piece* piece = nullptr;
+    Spread spread = Spread::kTokens;
+    std::vector<std::vector<std::optional<std::vector<double>>>> of;
+  };
+
+  void FindPlans();
+  void FindPlanOfSlices(Spread spread);
+  std::vector<bool> AffectedBy(const std::string& path) const;
+  bool AddsUp(const Plan& plan) const;
+  bool Cuts(Axis axis) const;
+  std::vector<std::vector<bool>> SumSubsets(Spread spread) const;
+  std::vector<Axis> InOrder(std::vector<Axis> sums) const;
+  std::optional<Slice> PlacesFor(const Piece& piece, const Plan& plan, std::int64_t source) const;
+  const std::vector<double>* ShareOf(Shares& shares, const Plan& plan, std::size_t path,
+                                     std::int64_t source) const;
+  std::optional<std::vector<double>> Predict(Shares& shares, const Plan& plan,
+                                             const SumTable& table, const SumTable& right,
+                                             const std::vector<bool>& affected) const;
+  void Try(const Plan& plan, const std::vector<SumHypothesis>& hypotheses, const SumTable& right,
+           std::vector<Fit>& fits);
+
+  const Suspect& suspect_;
+  const StepContract* contract_;
+  std::vector<std::string> paths_;
+  std::vector<Plan> plans_;
+};
+
+}  // namespace moe
