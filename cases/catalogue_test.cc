@@ -5,7 +5,7 @@
 #include <set>
 #include <string>
 
-#include "harness/mutate/fault_catalogue.h"
+#include "harness/campaign/fault_catalogue.h"
 #include "harness/spec/case_spec.h"
 
 namespace moe {

@@ -4,7 +4,7 @@
 #include <unistd.h>
 
 #include "harness/base/error.h"
-#include "harness/campaign_report.h"
+#include "harness/campaign/campaign_report.h"
 #include "tools/commands.h"
 #include "tools/selection.h"
 

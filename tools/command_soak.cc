@@ -4,7 +4,7 @@
 #include <unistd.h>
 
 #include "harness/base/error.h"
-#include "harness/soak.h"
+#include "harness/campaign/soak.h"
 #include "tools/commands.h"
 #include "tools/selection.h"
 

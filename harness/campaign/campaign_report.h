@@ -4,7 +4,7 @@
 #include <map>
 #include <string>
 
-#include "harness/campaign.h"
+#include "harness/campaign/campaign.h"
 
 namespace moe {
 

@@ -1,4 +1,4 @@
-#include "harness/mutate/classify.h"
+#include "harness/campaign/classify.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>

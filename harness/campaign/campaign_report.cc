@@ -1,4 +1,4 @@
-#include "harness/campaign_report.h"
+#include "harness/campaign/campaign_report.h"
 
 #include <fmt/format.h>
 

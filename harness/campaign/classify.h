@@ -6,8 +6,8 @@
 #include <string>
 #include <string_view>
 
+#include "harness/campaign/fault_catalogue.h"
 #include "harness/explain/judge.h"
-#include "harness/mutate/fault_catalogue.h"
 
 namespace moe {
 

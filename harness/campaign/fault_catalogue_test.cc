@@ -1,4 +1,4 @@
-#include "harness/mutate/fault_catalogue.h"
+#include "harness/campaign/fault_catalogue.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "harness/campaign.h"
+#include "harness/campaign/campaign.h"
 
 #include <fmt/format.h>
 

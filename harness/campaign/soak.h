@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "harness/campaign/workers.h"
 #include "harness/spec/case_spec.h"
-#include "harness/workers.h"
 
 namespace moe {
 

@@ -1,4 +1,4 @@
-#include "harness/workers.h"
+#include "harness/campaign/workers.h"
 
 #include <fmt/format.h>
 #include <sys/mman.h>

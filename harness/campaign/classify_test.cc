@@ -1,6 +1,6 @@
 // Made-up verdicts of planted faults, one of every outcome.
 
-#include "harness/mutate/classify.h"
+#include "harness/campaign/classify.h"
 
 #include <gtest/gtest.h>
 

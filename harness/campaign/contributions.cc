@@ -1,4 +1,4 @@
-#include "harness/mutate/contributions.h"
+#include "harness/campaign/contributions.h"
 
 #include <algorithm>
 #include <functional>

@@ -1,11 +1,11 @@
-#include "harness/mutate/fault_catalogue.h"
+#include "harness/campaign/fault_catalogue.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
 
-#include "harness/mutate/contributions.h"
+#include "harness/campaign/contributions.h"
 
 namespace moe {
 namespace {

@@ -8,10 +8,10 @@
 #include <string>
 #include <vector>
 
+#include "harness/campaign/classify.h"
+#include "harness/campaign/workers.h"
 #include "harness/json/json_reader.h"
-#include "harness/mutate/classify.h"
 #include "harness/spec/case_spec.h"
-#include "harness/workers.h"
 
 namespace moe {
 

@@ -1,4 +1,4 @@
-#include "harness/soak.h"
+#include "harness/campaign/soak.h"
 
 #include <gtest/gtest.h>
 
