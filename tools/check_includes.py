@@ -34,6 +34,7 @@ ALLOWED = {
                          "harness/explain", "harness/launch", "fmt"},
     "harness": ANY,  # the files directly in it, which put the modules together
     "cases": ANY,
+    "tools/producers": {"harness/base", "harness/json", "harness/launch", "fmt"},
     "tools": ANY,
 }
 TEST_ONLY = {"gtest", "gmock"}

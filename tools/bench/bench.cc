@@ -27,7 +27,7 @@
 #include "reference/moe_reference.h"
 #include "tools/bench/cpu_clock.h"
 #include "tools/bench/torch_rates.h"
-#include "tools/keep_memory.h"
+#include "tools/commands/keep_memory.h"
 
 extern char** environ;
 

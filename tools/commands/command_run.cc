@@ -10,9 +10,9 @@
 #include "harness/base/error.h"
 #include "harness/run_case.h"
 #include "harness/run_step.h"
-#include "tools/commands.h"
-#include "tools/job.h"
-#include "tools/selection.h"
+#include "tools/commands/commands.h"
+#include "tools/commands/job.h"
+#include "tools/commands/selection.h"
 
 namespace moe {
 namespace {

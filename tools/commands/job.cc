@@ -1,4 +1,4 @@
-#include "tools/job.h"
+#include "tools/commands/job.h"
 
 #include <fmt/format.h>
 

@@ -1,4 +1,4 @@
-#include "tools/clean_runs.h"
+#include "tools/commands/clean_runs.h"
 
 #include <fmt/format.h>
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Tests of `moegate run --producer` as a whole, with a fake producer.
 
-usage: tools/run_producer_test.py MOEGATE
+usage: tools/producers/run_producer_test.py MOEGATE
 """
 
 import json

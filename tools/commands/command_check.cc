@@ -5,8 +5,8 @@
 #include <new>
 
 #include "harness/base/error.h"
-#include "tools/commands.h"
-#include "tools/judge_dump.h"
+#include "tools/commands/commands.h"
+#include "tools/commands/judge_dump.h"
 
 namespace moe {
 

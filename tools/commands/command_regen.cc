@@ -13,9 +13,9 @@
 #include "harness/measure/tolerance.h"
 #include "harness/run_case.h"
 #include "harness/run_step.h"
-#include "tools/clean_runs.h"
-#include "tools/commands.h"
-#include "tools/selection.h"
+#include "tools/commands/clean_runs.h"
+#include "tools/commands/commands.h"
+#include "tools/commands/selection.h"
 
 namespace moe {
 namespace {

@@ -1,4 +1,4 @@
-#include "tools/selection.h"
+#include "tools/commands/selection.h"
 
 #include <fmt/format.h>
 #include <fnmatch.h>

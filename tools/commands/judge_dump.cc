@@ -1,4 +1,4 @@
-#include "tools/judge_dump.h"
+#include "tools/commands/judge_dump.h"
 
 #include <fmt/format.h>
 

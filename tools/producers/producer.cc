@@ -1,4 +1,4 @@
-#include "tools/producer.h"
+#include "tools/producers/producer.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>

@@ -2,8 +2,8 @@
 
 #include <fmt/format.h>
 
-#include "tools/commands.h"
-#include "tools/problem_folder.h"
+#include "tools/commands/commands.h"
+#include "tools/commands/problem_folder.h"
 
 namespace moe {
 

@@ -1,6 +1,6 @@
 // What is made of a producer that answers well, badly, or not at all. Producers are shell scripts
 // here; `moegate run --producer` as a whole is tested by run_producer_test.py.
-#include "tools/producer.h"
+#include "tools/producers/producer.h"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "harness/report/result.h"
-#include "tools/commands.h"
+#include "tools/commands/commands.h"
 
 namespace moe {
 

@@ -1,4 +1,4 @@
-#include "tools/problem_folder.h"
+#include "tools/commands/problem_folder.h"
 
 #include <fmt/format.h>
 

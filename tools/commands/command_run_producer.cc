@@ -14,11 +14,11 @@
 #include "harness/json/model_json.h"
 #include "harness/launch/job_environment.h"
 #include "harness/launch/scratch_folder.h"
-#include "tools/commands.h"
-#include "tools/judge_dump.h"
-#include "tools/problem_folder.h"
-#include "tools/producer.h"
-#include "tools/selection.h"
+#include "tools/commands/commands.h"
+#include "tools/commands/judge_dump.h"
+#include "tools/commands/problem_folder.h"
+#include "tools/commands/selection.h"
+#include "tools/producers/producer.h"
 
 namespace moe {
 namespace {

@@ -9,8 +9,8 @@
 
 #include "harness/base/error.h"
 #include "harness/measure/golden.h"
-#include "tools/commands.h"
-#include "tools/selection.h"
+#include "tools/commands/commands.h"
+#include "tools/commands/selection.h"
 
 namespace moe {
 namespace {

@@ -12,8 +12,8 @@
 
 #include "harness/base/error.h"
 #include "harness/layout/fault.h"
-#include "tools/commands.h"
-#include "tools/keep_memory.h"
+#include "tools/commands/commands.h"
+#include "tools/commands/keep_memory.h"
 
 namespace moe {
 namespace {

@@ -5,8 +5,8 @@
 
 #include <cstdio>
 
-#include "tools/commands.h"
-#include "tools/selection.h"
+#include "tools/commands/commands.h"
+#include "tools/commands/selection.h"
 
 namespace moe {
 
