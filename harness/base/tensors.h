@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "harness/base/model.h"
+#include "harness/base/tensor_table.h"
 
 namespace moe {
 
@@ -20,20 +21,20 @@ struct TensorInfo {
   Shape shape;       // global
 };
 
-// The global shape of a tensor of `model`, read off the suffix of its name (see model.h).
-// Empty when the name has no suffix of known letters.
+// The global shape of a tensor of the table. Throws Error for a name that is not in it.
 Shape ShapeOf(std::string_view name, const Model& model);
+Shape ShapeOf(const TensorRow& tensor, const Model& model);
 
-// The problem: x_TD, d_y_TD, gate_ED, w1_EFD, w3_EFD, w2_EDF, and where the model has them
-// gate_bias_E, expert_bias_E, shared_w1_FD, shared_w3_FD, shared_w2_DF, shared_gate_D.
+// The problem, in the order of the table: x_TD, d_y_TD, gate_ED, w1_EFD, w3_EFD, w2_EDF and what
+// else the model has.
 std::vector<TensorInfo> InputsOf(const Model& model);
 
-// What a step owes: y_TD, d_x_TD, and d_<parameter> for every parameter with a gradient (all
-// inputs but x_TD, d_y_TD and expert_bias_E).
+// What a step owes, in the order of the table: y_TD, d_x_TD, and d_<parameter> of every parameter.
 std::vector<TensorInfo> ResultsOf(const Model& model);
 
-// True for tensors with one slice per expert that live on the expert mesh: w1_EFD, d_w2_EDF.
-// The gate (gate_ED) belongs to the router and lives on the dense mesh.
+// True for parameters of the routed experts and their gradients, which have one slice per expert
+// and lie on the expert mesh: w1_EFD, d_w2_EDF. The gate (gate_ED) belongs to the router and lies
+// on the dense mesh.
 bool IsExpertWeight(std::string_view name);
 
 }  // namespace moe

@@ -2,8 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <numeric>
+#include <vector>
 
 namespace moe {
 namespace {
@@ -38,6 +41,21 @@ bool IsControl(std::string_view character) {
          (first == 0xc2 && static_cast<unsigned char>(character[1]) < 0xa0);
 }
 
+std::size_t Distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);  // distances of what was seen of a to prefixes of b
+  std::iota(row.begin(), row.end(), 0);
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    std::size_t diagonal = row[0];
+    row[0] = i + 1;
+    for (std::size_t j = 0; j < b.size(); ++j) {
+      const std::size_t changed = diagonal + (a[i] == b[j] ? 0 : 1);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({changed, row[j] + 1, diagonal + 1});
+    }
+  }
+  return row.back();
+}
+
 }  // namespace
 
 std::string Printable(std::string_view text, Newlines newlines) {
@@ -56,6 +74,22 @@ std::string Printable(std::string_view text, Newlines newlines) {
     text.remove_prefix(character.size());
   }
   return printable;
+}
+
+std::string_view NearestOf(std::string_view text, std::span<const std::string_view> candidates) {
+  constexpr std::size_t kMost = 64;
+  text = text.substr(0, kMost);
+  // How far, and then how little they have in common at the beginning.
+  const auto farness = [&](std::string_view candidate) {
+    candidate = candidate.substr(0, kMost);
+    const auto [end, _] =
+        std::mismatch(text.begin(), text.end(), candidate.begin(), candidate.end());
+    return std::pair(Distance(text, candidate), text.end() - end);
+  };
+  const auto nearest = std::min_element(
+      candidates.begin(), candidates.end(),
+      [&](std::string_view a, std::string_view b) { return farness(a) < farness(b); });
+  return nearest == candidates.end() ? std::string_view() : *nearest;
 }
 
 }  // namespace moe

@@ -2,6 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <string>
+#include <string_view>
+#include <vector>
+
 #include "harness/base/error.h"
 
 namespace moe {
@@ -36,6 +40,15 @@ TEST(Printable, KeepsNewlinesOnRequest) {
 TEST(Error, CarriesNoControlCharactersOfAStranger) {
   EXPECT_STREQ(Error("evil\x1b[31m.json", "key \"\x07\" stands twice").what(),
                "evil\\x1b[31m.json: key \"\\x07\" stands twice");
+}
+
+TEST(Text, FindsTheNearestOfSomeNames) {
+  const std::vector<std::string_view> names = {"d_w1_EFD", "d_gate_ED", "y_TD"};
+  EXPECT_EQ(NearestOf("d_gate_E", names), "d_gate_ED");
+  EXPECT_EQ(NearestOf("dw1_EFD", names), "d_w1_EFD");
+  EXPECT_EQ(NearestOf("", names), "y_TD");
+  EXPECT_EQ(NearestOf("y_TD", {}), "");
+  EXPECT_EQ(NearestOf(std::string(1'000'000, 'x'), names), "d_w1_EFD");
 }
 
 }  // namespace

@@ -20,30 +20,32 @@ constexpr std::int64_t kLargestWorld = 4096;
 constexpr const char* kLossKind = "dot_with_cotangent";
 constexpr const char* kLossReduction = "sum";
 constexpr std::size_t kMostVersions = 32;
-constexpr const char* kRoutingIds = "topk_expert_TK";
 
 using TensorShapes = std::map<std::string, Shape>;
 
-// Every tensor that a manifest may list.
+// Every tensor that a manifest may list: what no step keeps inside.
 TensorShapes KnownTensors(const Model& model) {
   TensorShapes known;
-  for (const auto& tensors : {ResultsOf(model), InputsOf(model)}) {
-    for (const TensorInfo& tensor : tensors) {
-      known.emplace(tensor.name, tensor.shape);
+  for (const TensorRow& row : TensorTable()) {
+    if (row.role != Role::kStage && row.role != Role::kInside && row.IsIn(model)) {
+      known.emplace(row.name, ShapeOf(row, model));
     }
-  }
-  for (const char* name : {kRoutingIds, "tokens_per_expert_E"}) {
-    known.emplace(name, ShapeOf(name, model));
   }
   return known;
 }
 
-std::string NamesOf(const TensorShapes& tensors) {
-  std::vector<std::string_view> names;
-  for (const auto& [name, shape] : tensors) {
-    names.push_back(name);
+bool IsChoice(std::string_view name) {
+  return TensorOf(name).role == Role::kChoice;
+}
+
+std::vector<std::string_view> Stages() {
+  std::vector<std::string_view> stages;
+  for (const TensorRow& row : TensorTable()) {
+    if (row.role == Role::kStage) {
+      stages.push_back(row.name);
+    }
   }
-  return fmt::format("{}", fmt::join(names, ", "));
+  return stages;
 }
 
 std::string NamesOf(const std::vector<Axis>& axes) {
@@ -165,16 +167,13 @@ std::vector<std::pair<std::string, JsonNode>> Members(const JsonNode& node, std:
   return node.Members();
 }
 
-constexpr std::array<std::string_view, 4> kStages = {"logits_TE", "scores_TE", "routed_in_ND",
-                                                     "routed_out_ND"};
-
 std::map<std::string, Dtype> ParseCasts(const JsonNode& node, const TensorShapes& known) {
   std::map<std::string, Dtype> casts;
-  for (const auto& [name, dtype] : Members(node, known.size() + kStages.size())) {
+  for (const auto& [name, dtype] : Members(node, known.size() + Stages().size())) {
     if (!known.contains(name) && !IsStage(name)) {
       dtype.Fail(
           fmt::format("is not a tensor whose rounding is known; use {}, or a tensor of the dump",
-                      fmt::join(kStages, ", ")));
+                      fmt::join(Stages(), ", ")));
     }
     casts.emplace(name, ParseFloatDtype(dtype));
   }
@@ -197,10 +196,8 @@ std::string ParseInputsName(const JsonNode& node) {
   return name;
 }
 
-// T tensors: their rows follow "tokens" where the manifest has them.
 bool HasTokenRows(std::string_view name) {
-  const std::size_t underscore = name.rfind('_');
-  return underscore != std::string_view::npos && name.substr(underscore + 1).starts_with('T');
+  return TensorOf(name).HasRows();
 }
 
 Placement ParsePlacement(const JsonNode& node, const std::string& tensor, const Shape& shape,
@@ -220,10 +217,10 @@ Placement ParsePlacement(const JsonNode& node, const std::string& tensor, const 
     node.Fail(fmt::format("\"{}\" splits into {} parts; use 1 to {}, the number of ranks", text,
                           placement->split, world));
   }
-  if (placement->kind == Placement::Kind::kPartial && tensor == kRoutingIds) {
+  if (placement->kind == Placement::Kind::kPartial && IsChoice(tensor)) {
     node.Fail(fmt::format("\"P\" would add expert ids; {} is R or S(0)", tensor));
   }
-  if (placement->IsShard() && placement->dim != 0 && tensor == kRoutingIds) {
+  if (placement->IsShard() && placement->dim != 0 && IsChoice(tensor)) {
     node.Fail(fmt::format("\"{}\" would cut a token's choice; {} is R or S(0)", text, tensor));
   }
   return *placement;
@@ -233,8 +230,7 @@ DumpedTensor ParseTensor(const std::string& name, const JsonNode& node, const Ma
                          const TensorShapes& known) {
   const auto info = known.find(name);
   if (info == known.end()) {
-    node.Fail(
-        fmt::format("\"{}\" is not a tensor of this model; known are {}", name, NamesOf(known)));
+    node.Fail(DescribeUnknown(name, manifest.model));
   }
   node.OnlyKeys({"shape", "mesh", "placements", "scale"});
   DumpedTensor tensor;
@@ -270,7 +266,7 @@ DumpedTensor ParseTensor(const std::string& name, const JsonNode& node, const Ma
     if (tensor.scale == 0.0) {  // exactly: any other factor can be made up for
       scale->Fail("is 0; use the factor that the values still lack");
     }
-    if (tensor.scale != 1.0 && name == kRoutingIds) {
+    if (tensor.scale != 1.0 && IsChoice(name)) {
       scale->Fail(
           fmt::format("is {}; {} holds expert ids, which have no factor", tensor.scale, name));
     }
@@ -284,8 +280,7 @@ std::vector<std::string> ParseNotDumped(const JsonNode& node, const Manifest& ma
   for (const JsonNode& item : Items(node, known.size())) {
     const std::string name = item.String();
     if (!known.contains(name)) {
-      item.Fail(
-          fmt::format("\"{}\" is not a tensor of this model; known are {}", name, NamesOf(known)));
+      item.Fail(DescribeUnknown(name, manifest.model));
     }
     if (manifest.tensors.contains(name)) {
       item.Fail(fmt::format("{} stands under tensors too; it is either dumped or not", name));
@@ -325,7 +320,7 @@ std::map<std::string, std::string> ParseMissing(const JsonNode& node, const Mani
   std::map<std::string, std::string> missing;
   for (const auto& [name, why] : Members(node, known.size())) {
     if (!known.contains(name)) {
-      why.Fail(fmt::format("is not a tensor of this model; known are {}", NamesOf(known)));
+      why.Fail(DescribeUnknown(name, manifest.model));
     }
     const auto& not_dumped = manifest.not_dumped;
     if (manifest.tensors.contains(name) ||
@@ -387,7 +382,8 @@ std::vector<std::vector<std::int64_t>> ParseTokens(const JsonNode& node, const M
 }  // namespace
 
 bool IsStage(std::string_view cast) {
-  return std::find(kStages.begin(), kStages.end(), cast) != kStages.end();
+  const TensorRow* row = FindTensor(cast);
+  return row != nullptr && row->role == Role::kStage;
 }
 
 Manifest ParseManifest(const Json& json, const std::string& file) {

@@ -136,9 +136,10 @@ TEST(Manifest, RefusesWrongValuesAtTheTop) {
         "m#/casts/scores: is not a tensor whose rounding is known; use logits_TE, scores_TE, "
         "routed_in_ND, routed_out_ND, or a tensor of the dump"},
        {"/missing/d_y", "\"why\"",
-        "m#/missing/d_y: is not a tensor of this model; known are d_gate_ED, d_w1_EFD, d_w2_EDF, "
-        "d_w3_EFD, d_x_TD, d_y_TD, gate_ED, tokens_per_expert_E, topk_expert_TK, w1_EFD, w2_EDF, "
-        "w3_EFD, x_TD, y_TD"},
+        "m#/missing/d_y: \"d_y\" is not a tensor of this model; the nearest is d_y_TD, and known "
+        "are "
+        "x_TD, d_y_TD, gate_ED, w1_EFD, w3_EFD, w2_EDF, y_TD, d_x_TD, d_gate_ED, d_w1_EFD, "
+        "d_w3_EFD, d_w2_EDF, topk_expert_TK, tokens_per_expert_E"},
        {"/missing/d_gate_ED", "\"why\"",
         "m#/missing/d_gate_ED: stands under tensors or not_dumped too; it is dumped, left out, or "
         "missing"},
@@ -223,14 +224,17 @@ TEST(Manifest, ChecksTheModel) {
 
 TEST(Manifest, ChecksTheTensors) {
   const std::string known =
-      "d_gate_ED, d_w1_EFD, d_w2_EDF, d_w3_EFD, d_x_TD, d_y_TD, gate_ED, tokens_per_expert_E, "
-      "topk_expert_TK, w1_EFD, w2_EDF, w3_EFD, x_TD, y_TD";
+      "x_TD, d_y_TD, gate_ED, w1_EFD, w3_EFD, w2_EDF, y_TD, d_x_TD, d_gate_ED, d_w1_EFD, d_w3_EFD, "
+      "d_w2_EDF, topk_expert_TK, tokens_per_expert_E";
   EXPECT_EQ(
       FaultOf(With("/tensors/d_gate_bias_E", "{}")),
-      "m#/tensors/d_gate_bias_E: \"d_gate_bias_E\" is not a tensor of this model; known are " +
+      "m#/tensors/d_gate_bias_E: \"d_gate_bias_E\" is not a tensor of this model; the nearest is "
+      "d_gate_ED, and known are " +
           known);
   EXPECT_EQ(FaultOf(With("/not_dumped", R"(["w4_EFD"])")),
-            "m#/not_dumped/0: \"w4_EFD\" is not a tensor of this model; known are " + known);
+            "m#/not_dumped/0: \"w4_EFD\" is not a tensor of this model; the nearest is w1_EFD, and "
+            "known are " +
+                known);
   ExpectFaults(
       {{"/not_dumped", R"(["y_TD"])",
         "m#/not_dumped/0: y_TD stands under tensors too; it is either dumped or not"},

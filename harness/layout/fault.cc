@@ -290,10 +290,12 @@ Model OtherModel(Model model, const std::string& key) {
 }
 
 std::optional<std::size_t> DimOf(std::string_view tensor, std::string_view units) {
-  const std::string_view suffix = tensor.substr(tensor.rfind('_') + 1);
-  const char letter = units == "experts" ? 'E' : units == "tokens" ? 'T' : 'F';
-  const std::size_t dim = suffix.find(letter);
-  return dim == std::string_view::npos ? std::nullopt : std::optional(dim);
+  const TensorRow* row = FindTensor(tensor);
+  if (row == nullptr || units == "tokens" || units == "experts") {
+    return row == nullptr ? std::nullopt : row->PlaceOf(units == "tokens" ? Dim::kT : Dim::kE);
+  }
+  const auto of_experts = row->PlaceOf(Dim::kF);
+  return of_experts ? of_experts : row->PlaceOf(Dim::kS);
 }
 
 }  // namespace moe

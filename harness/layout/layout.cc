@@ -68,10 +68,6 @@ std::optional<Axis> AxisFromText(std::string_view text) {
   return static_cast<Axis>(found - kAxisNames.begin());
 }
 
-std::string_view ToText(MeshKind kind) {
-  return kind == MeshKind::kDense ? "dense" : "expert";
-}
-
 std::string ToText(const Layout& layout) {
   std::vector<std::string> parts;
   for (const Field& field : kFields) {

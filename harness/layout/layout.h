@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "harness/base/model.h"
+#include "harness/base/tensor_table.h"
 
 namespace moe {
 
@@ -68,9 +69,6 @@ struct Mesh {
   // coordinates on those axes.
   std::vector<std::int64_t> GroupOf(std::int64_t rank, const std::vector<Axis>& along) const;
 };
-
-enum class MeshKind { kDense, kExpert };
-std::string_view ToText(MeshKind kind);  // "dense", "expert"
 
 struct Meshes {
   Mesh dense;
