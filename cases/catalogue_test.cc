@@ -36,7 +36,7 @@ TEST(Catalogue, PlantsTwoHundredDistinctFaultsUnderThirtyLayouts) {
       if (HasUnequalAxes(layout)) {
         all.unequal.insert(ToText(layout));
       }
-      for (const PlantedFault& planted : CatalogueOf(spec.model, layout, spec.program)) {
+      for (const PlantedFault& planted : CatalogueOf(StepGraph(spec.model, layout, spec.program))) {
         all.faults.insert(ToText(planted.fault));
       }
     }

@@ -102,9 +102,19 @@ constexpr std::array kTable = {
     TensorRow{.name = "scores_TE", .dims = "TE", .role = Role::kStage},
     TensorRow{.name = "routed_in_ND", .dims = "ND", .role = Role::kStage, .mesh = kExpert},
     TensorRow{.name = "routed_out_ND", .dims = "ND", .role = Role::kStage, .mesh = kExpert},
+    Inside("x_all_TD", "TD"),  // of all ranks of tp
+    Inside("topk_score_TK", "TK"),
     Inside("y_routed_ND", "ND", kExpert),
+    Inside("y_rows_ND", "ND"),  // back with the tokens that the rows are of
+    Inside("y_routed_TD", "TD"),
+    Inside("y_shared_TD", "TD", kDense, HasShared),
+    Inside("d_y_all_TD", "TD"),
+    Inside("d_routed_out_ND", "ND", kExpert),
     Inside("d_routed_ND", "ND", kExpert),
+    Inside("d_routed_in_ND", "ND", kExpert),
+    Inside("d_rows_ND", "ND"),
     Inside("d_routed_TD", "TD"),
+    Inside("d_scores_TE", "TE"),
     Inside("d_logits_TE", "TE"),
     Inside("d_shared_TD", "TD", kDense, HasShared),
 };

@@ -68,7 +68,7 @@ std::vector<Dtype> DtypesOf(const CaseSpec& spec, const CampaignOptions& options
 std::vector<PlantedFault> FaultsOn(const CaseSpec& spec, const Layout& layout,
                                    const CampaignOptions& options) {
   std::vector<PlantedFault> faults =
-      CatalogueOf(spec.model, layout, spec.program,
+      CatalogueOf(StepGraph(spec.model, layout, spec.program),
                   options.full ? RanksToPlant::kAll : RanksToPlant::kFirstAndLast);
   std::erase_if(faults, [&](const PlantedFault& planted) {
     const auto& wanted = options.classes;

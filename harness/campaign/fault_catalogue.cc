@@ -16,18 +16,20 @@ bool IsNear(double a, double b) {
   return std::abs(a - b) < 1e-9 * std::abs(b);
 }
 
+// A parameter with one number for each expert.
+bool IsBias(const std::string& name) {
+  return TensorOf(name).IsOfParameter() && TensorOf(name).dims == "E";
+}
+
 bool IsBatchAxis(Axis axis) {
   return axis == Axis::kDpReplicate || axis == Axis::kDpShard || axis == Axis::kCp;
 }
 
 class Cataloguer {
  public:
-  Cataloguer(const Model& model, const Layout& layout, const Program& program, RanksToPlant ranks)
-      : model_(model),
-        layout_(layout),
-        program_(program),
-        contract_(MakeContract(model, layout, program)) {
-    const std::int64_t world = layout.WorldSize();
+  Cataloguer(const StepGraph& graph, RanksToPlant ranks)
+      : graph_(graph), model_(graph.model()), layout_(graph.layout()), contract_(graph.contract()) {
+    const std::int64_t world = layout_.WorldSize();
     for (std::int64_t rank = 0; rank < world; ++rank) {
       if (ranks == RanksToPlant::kAll || rank == 0 || rank == world - 1) {
         ranks_.push_back(rank);
@@ -44,7 +46,7 @@ class Cataloguer {
   void AtSettled(const ContractTensor& tensor, Axis axis);
   void Mean(const ContractTensor& tensor, const Reduction& reduction);
   void WrongGroups(const ContractTensor& tensor, const Reduction& reduction);
-  bool HasSumsOverEtp(const std::string& tensor) const;
+  bool HasSumsInside(const std::string& result, Axis axis) const;
   void AtRanks(const ContractTensor& tensor, const Reduction& reduction);
   void DropAll();
   void AtResult(const ContractTensor& tensor);
@@ -63,19 +65,19 @@ class Cataloguer {
     return static_cast<double>(layout_.dp_replicate * layout_.dp_shard * layout_.cp);
   }
   Shape LocalShape(const ContractTensor& tensor) const;
-  std::vector<Answer> Seen(const std::string& tensor, const Explanation& explanation) const;
+  std::vector<Answer> Seen(const std::string& at, const Explanation& explanation) const;
   std::vector<Answer> Everywhere(const Explanation& explanation) const;
   std::vector<Answer> ScaleAnswers(const ContractTensor& tensor, double factor) const;
   void AddSameNumbers(std::vector<Answer>& answers, const ContractTensor& tensor,
                       double factor) const;
-  bool HasOwnTokensOnly(const std::string& tensor) const;
+  bool HasOwnTokensOnly(const std::string& at) const;
   bool AddOtherNames(const ContractTensor& tensor, Axis wrong, Axis used,
                      std::vector<Answer>& answers) const;
 
+  const StepGraph& graph_;
   const Model& model_;
   const Layout& layout_;
-  const Program& program_;
-  StepContract contract_;
+  const StepContract& contract_;
   std::vector<std::int64_t> ranks_;
   std::vector<PlantedFault> planted_;
 };
@@ -129,45 +131,17 @@ Shape Cataloguer::LocalShape(const ContractTensor& tensor) const {
       .LocalShape();
 }
 
-// Where a cause at `tensor` is seen: there, or for a tensor inside the step on the results that are
-// made from it.
-std::vector<Answer> Cataloguer::Seen(const std::string& tensor,
-                                     const Explanation& explanation) const {
-  const auto along = [&](std::string path) {
-    Explanation limited = explanation;
-    limited.path = std::move(path);
-    return Answer{"d_x_TD", limited};
-  };
-  // The score's gradient comes of the experts' input where it multiplies that, else of their
-  // output.
-  const bool before = model_.score_placement == ScorePlacement::kBeforeExperts;
-  const bool through_scores = tensor == "d_logits_TE" || (tensor == "d_routed_ND" && before) ||
-                              (tensor == "y_routed_ND" && !before);
+// Where a cause at `at` is seen: there, or for a tensor inside the step on the results that are
+// made from it; along a path where it is the only one that brings it.
+std::vector<Answer> Cataloguer::Seen(const std::string& at, const Explanation& explanation) const {
   std::vector<Answer> answers;
-  if (tensor == "d_shared_TD") {
-    answers.push_back(along("shared"));
-  } else if (tensor == "d_routed_TD") {
-    answers.push_back(along("routed"));
-  } else if (tensor == "d_routed_ND") {
-    // A score that multiplies before the experts passes the cause on to the gate's part.
-    answers.push_back(along(through_scores ? "" : "routed"));
-  } else if (tensor == "d_logits_TE") {
-    answers.push_back(along("gate"));
-  } else if (tensor == "y_routed_ND") {
+  for (const Reach& reach : graph_.ReachOf(at)) {
+    const bool has_others = graph_.ReachOf(reach.result).front().paths.size() > 1;
     Explanation limited = explanation;
-    limited.path = model_.d_shared > 0 ? "routed" : "";
-    answers.push_back({"y_TD", limited});
-    if (through_scores) {
-      answers.push_back(along("gate"));
+    if (reach.paths.size() == 1 && has_others) {
+      limited.path = ToText(reach.paths.front());
     }
-  } else {
-    answers.push_back({tensor, explanation});
-  }
-  if (through_scores) {
-    answers.push_back({"d_gate_ED", explanation});
-    if (model_.gate_bias) {
-      answers.push_back({"d_gate_bias_E", explanation});
-    }
+    answers.push_back({std::string(reach.result), limited});
   }
   return answers;
 }
@@ -183,10 +157,12 @@ std::vector<Answer> Cataloguer::Everywhere(const Explanation& explanation) const
   return answers;
 }
 
-// Whether sums over etp inside the step, which folding owes, have a part in the tensor.
-bool Cataloguer::HasSumsOverEtp(const std::string& tensor) const {
-  return layout_.IsFolded() &&
-         (tensor == "y_TD" || tensor == "d_x_TD" || tensor.starts_with("d_gate"));
+// Whether a sum over `axis` inside the step has a part in the tensor, besides its own.
+bool Cataloguer::HasSumsInside(const std::string& result, Axis axis) const {
+  const std::vector<Reduction> sums = graph_.SumsBehind(result);
+  return std::any_of(sums.begin(), sums.end(), [&](const Reduction& sum) {
+    return sum.tensor != result && sum.axis == axis;
+  });
 }
 
 // Sums that a tensor is owed or has had: counted twice, or averaged, they look like a factor.
@@ -194,7 +170,7 @@ void Cataloguer::AddSameNumbers(std::vector<Answer>& answers, const ContractTens
                                 double factor) const {
   std::vector<Axis> axes = tensor.owed;
   axes.insert(axes.end(), tensor.settled.begin(), tensor.settled.end());
-  if (HasSumsOverEtp(tensor.name)) {
+  if (HasSumsInside(tensor.name, Axis::kEtp)) {
     axes.push_back(Axis::kEtp);
   }
   for (std::uint32_t chosen = 1; chosen < (1U << axes.size()); ++chosen) {
@@ -223,15 +199,19 @@ std::vector<Answer> Cataloguer::ScaleAnswers(const ContractTensor& tensor, doubl
 // Under sequence parallelism a rank keeps the rows of its own chunk of every sequence. With split
 // tokens and one sequence those are the tokens that it sent to the experts itself; only shared
 // experts, whose hidden units are spread over tp, have something to add from others.
-bool Cataloguer::HasOwnTokensOnly(const std::string& tensor) const {
-  const bool of_rows =
-      tensor == "d_routed_TD" || ((tensor == "y_TD" || tensor == "d_x_TD") && model_.d_shared == 0);
-  return of_rows && layout_.sp && layout_.local_batch == 1 && layout_.SplitsTokensOverTp();
+bool Cataloguer::HasOwnTokensOnly(const std::string& at) const {
+  const std::vector<Reach> reach = graph_.ReachOf(at);
+  const bool is_of_rows = std::all_of(reach.begin(), reach.end(),
+                                      [](const Reach& r) { return TensorOf(r.result).HasRows(); });
+  const Lies& lies = graph_.LiesOf(at);
+  const auto tp = lies.find(Axis::kTp);
+  const bool adds_up_tokens = tp != lies.end() && tp->second == Lie{Lie::Kind::kShare, Dim::kT};
+  return is_of_rows && adds_up_tokens && layout_.sp && layout_.local_batch == 1;
 }
 
 void Cataloguer::Mean(const ContractTensor& tensor, const Reduction& reduction) {
   const auto size = static_cast<double>(SizeOf(reduction.axis));
-  const bool averages = program_.dp_reduction == DpReduction::kMean;
+  const bool averages = graph_.program().dp_reduction == DpReduction::kMean;
   const Fault fault{.kind = Kind::kMean, .reduction = reduction};
   if (averages && IsBatchAxis(reduction.axis)) {
     Plant(fault, "FC8", {}, "the program averages over this axis, and scales its loss for it");
@@ -273,7 +253,7 @@ void Cataloguer::WrongGroups(const ContractTensor& tensor, const Reduction& redu
       }
       taken.push_back(groups);
       const Fault fault{.kind = Kind::kWrongGroup, .reduction = reduction, .axis = axis};
-      if (!FindMisfit(fault, contract_).empty()) {
+      if (!FindMisfit(fault, graph_).empty()) {
         continue;  // gathered rows, of which other ranks have other numbers
       }
       std::vector<Answer> answers;
@@ -287,7 +267,7 @@ void Cataloguer::WrongGroups(const ContractTensor& tensor, const Reduction& redu
           }
         }
       }
-      const bool right = contract_.Owes(reduction) && IsOfParameter(reduction, contract_) &&
+      const bool right = contract_.Owes(reduction) && IsOfParameter(reduction) &&
                          AddOtherNames(tensor, reduction.axis, axis, answers);
       Plant(fault, "FC6", std::move(answers),
             right ? "with the other sums it reaches every rank once all the same" : "");
@@ -315,7 +295,7 @@ void Cataloguer::AtRanks(const ContractTensor& tensor, const Reduction& reductio
       if (HasOwnTokensOnly(tensor.name)) {
         // All that the rank's rows are made of is its own: what every path brought is lost there.
         const Cause cause = kind == Kind::kSkipRank ? Cause::kLostPath : Cause::kDoubledPath;
-        answers.push_back({tensor.name == "y_TD" ? "y_TD" : "d_x_TD",
+        answers.push_back({std::string(graph_.ReachOf(tensor.name).front().result),
                            {.cause = cause},
                            /*same_numbers=*/true});
       }
@@ -327,14 +307,14 @@ void Cataloguer::AtRanks(const ContractTensor& tensor, const Reduction& reductio
 
 void Cataloguer::AtReduction(const ContractTensor& tensor, Axis axis) {
   const Reduction reduction{tensor.name, axis};
-  const bool of_parameter = IsOfParameter(reduction, contract_);
+  const bool of_parameter = IsOfParameter(reduction);
   Plant({.kind = Kind::kDrop, .reduction = reduction}, of_parameter ? "FC1" : "FC2",
         Seen(tensor.name, {.cause = Cause::kMissingSum, .axes = {axis}}),
         HasOwnTokensOnly(tensor.name)
             ? "every rank keeps the rows of the tokens that it routed itself"
             : "");
   Plant({.kind = Kind::kRepeat, .reduction = reduction},
-        tensor.name == "d_gate_bias_E" ? "FC21" : "FC5",
+        IsBias(tensor.name) ? "FC21" : "FC5",
         Seen(tensor.name, {.cause = Cause::kDoubleSum, .axes = {axis}}));
   Mean(tensor, reduction);
   WrongGroups(tensor, reduction);
@@ -352,7 +332,7 @@ void Cataloguer::AtReduction(const ContractTensor& tensor, Axis axis) {
 void Cataloguer::AtSettled(const ContractTensor& tensor, Axis axis) {
   const Reduction reduction{tensor.name, axis};
   Plant({.kind = Kind::kDrop, .reduction = reduction},
-        IsOfParameter(reduction, contract_) ? "FC1" : "FC2", {},
+        IsOfParameter(reduction) ? "FC1" : "FC2", {},
         fmt::format("the value is whole on {} already", ToText(axis)));
   Plant({.kind = Kind::kRepeat, .reduction = reduction}, "FC5",
         Seen(tensor.name, {.cause = Cause::kDoubleSum, .axes = {axis}}));
@@ -362,7 +342,7 @@ void Cataloguer::DropAll() {
   std::vector<Answer> answers;
   std::size_t sums = 0;
   for (const ContractTensor& tensor : contract_.tensors) {
-    if (!tensor.owed.empty() && IsOfParameter({tensor.name, tensor.owed.front()}, contract_)) {
+    if (!tensor.owed.empty() && IsOfParameter({tensor.name, tensor.owed.front()})) {
       answers.push_back({tensor.name, {.cause = Cause::kMissingSum, .axes = tensor.owed}});
       sums += tensor.owed.size();
     }
@@ -461,44 +441,49 @@ void Cataloguer::AtResult(const ContractTensor& tensor) {
 }
 
 void Cataloguer::Paths() {
+  const TensorRow& input_gradient = TensorOf(tensor::d_x_TD);
   for (const Kind kind : {Kind::kLosePath, Kind::kDoublePath}) {
     const Cause cause = kind == Kind::kLosePath ? Cause::kLostPath : Cause::kDoubledPath;
     const char* bug_class = kind == Kind::kLosePath ? "FC15" : "FC13";
-    for (const char* path : {"gate", "routed", "shared"}) {
-      if (path != std::string("shared") || model_.d_shared > 0) {
-        Plant({.kind = kind, .name = path}, bug_class,
-              {{"d_x_TD", {.cause = cause, .path = path}}});
+    for (const Path path : input_gradient.paths) {
+      if (graph_.HasPath(path)) {
+        const std::string name(ToText(path));
+        Plant({.kind = kind, .name = name}, bug_class,
+              {{tensor::d_x_TD, {.cause = cause, .path = name}}});
       }
     }
     // The scores' gradient is all that the gate's gradient is made of, and the gate's part of d_x.
     std::vector<Answer> answers;
-    for (const char* path : {"scores", "gate"}) {
-      answers.push_back({"d_x_TD", {.cause = cause, .path = path}});
-    }
-    for (const char* name : {"d_gate_ED", "d_gate_bias_E"}) {
-      const ContractTensor* tensor = contract_.Find(name);
-      if (tensor == nullptr) {
+    const auto either_path = [&](const std::string& result) {
+      for (const Path path : {Path::kScores, Path::kGate}) {
+        answers.push_back({result, {.cause = cause, .path = std::string(ToText(path))}});
+      }
+    };
+    either_path(tensor::d_x_TD);
+    for (const ContractTensor& of_router : contract_.tensors) {
+      const auto paths = TensorOf(of_router.name).paths;
+      if (paths.size() != 1 || paths.front() != Path::kScores) {
         continue;
       }
-      for (const char* path : {"scores", "gate"}) {
-        answers.push_back({name, {.cause = cause, .path = path}});
-      }
+      either_path(of_router.name);
       if (kind == Kind::kDoublePath) {
-        const auto scaled = ScaleAnswers(*tensor, 2.0);
+        const auto scaled = ScaleAnswers(of_router, 2.0);
         answers.insert(answers.end(), scaled.begin(), scaled.end());
       }
     }
-    Plant({.kind = kind, .name = "scores"}, bug_class, std::move(answers));
+    Plant({.kind = kind, .name = std::string(ToText(Path::kScores))}, bug_class,
+          std::move(answers));
   }
 }
 
 void Cataloguer::BetweenCollectives() {
-  if (layout_.sp && layout_.tp > 1) {
+  for (const Reduction& gather : graph_.gathers()) {
     // Without the cotangents of the others' rows every gradient has the own rows' part alone.
     // Without the rows themselves the forward pass is another one, which no sum explains.
-    Plant({.kind = Kind::kDropGather, .reduction = {"d_y_TD", Axis::kTp}}, "FC3",
-          Everywhere({.cause = Cause::kMissingSum, .axes = {Axis::kTp}}));
-    Plant({.kind = Kind::kDropGather, .reduction = {"x_TD", Axis::kTp}}, "FC3", {});
+    const bool is_backward = gather.tensor == tensor::d_y_TD;
+    Plant({.kind = Kind::kDropGather, .reduction = gather}, "FC3",
+          is_backward ? Everywhere({.cause = Cause::kMissingSum, .axes = {gather.axis}})
+                      : std::vector<Answer>{});
   }
   Plant({.kind = Kind::kShuffleRows}, "FC17", {});
   if (model_.experts / layout_.ep > 1) {
@@ -527,7 +512,7 @@ void Cataloguer::OtherModels() {
 }
 
 void Cataloguer::Counts() {
-  const std::string counts = "tokens_per_expert_E";
+  const std::string counts = tensor::tokens_per_expert_E;
   std::vector<Answer> doubled = {{counts, {.cause = Cause::kWrongScale, .factor = 2.0}}};
   for (const Axis axis : contract_.meshes.dense.axes) {
     if (SizeOf(axis) == 2) {
@@ -599,9 +584,8 @@ std::vector<PlantedFault> Cataloguer::Run() {
 
 }  // namespace
 
-std::vector<PlantedFault> CatalogueOf(const Model& model, const Layout& layout,
-                                      const Program& program, RanksToPlant ranks) {
-  return Cataloguer(model, layout, program, ranks).Run();
+std::vector<PlantedFault> CatalogueOf(const StepGraph& graph, RanksToPlant ranks) {
+  return Cataloguer(graph, ranks).Run();
 }
 
 }  // namespace moe

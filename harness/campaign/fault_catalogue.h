@@ -28,10 +28,9 @@ struct PlantedFault {
 
 enum class RanksToPlant { kFirstAndLast, kAll };
 
-// What can be planted in a step of `model` under `layout`, in a fixed order, without faults that
-// give the same numbers under another name. Faults that take a rank are planted at `ranks`.
-std::vector<PlantedFault> CatalogueOf(const Model& model, const Layout& layout,
-                                      const Program& program,
+// What can be planted in a step, in a fixed order, without faults that give the same numbers under
+// another name. Faults that take a rank are planted at `ranks`.
+std::vector<PlantedFault> CatalogueOf(const StepGraph& graph,
                                       RanksToPlant ranks = RanksToPlant::kFirstAndLast);
 
 }  // namespace moe

@@ -12,7 +12,7 @@ constexpr Model kModel = {.tokens = 96, .d_model = 32, .d_expert = 48, .experts 
 
 std::vector<PlantedFault> Catalogue(const std::string& layout, const Program& program = {},
                                     const Model& model = kModel) {
-  return CatalogueOf(model, ParseLayout(layout, "here"), program);
+  return CatalogueOf(StepGraph(model, ParseLayout(layout, "here"), program));
 }
 
 const PlantedFault* Find(const std::vector<PlantedFault>& catalogue, const std::string& text) {
@@ -31,12 +31,12 @@ TEST(CatalogueOf, PlantsEachFaultOnceWhereItFitsAndItsTextReadsBack) {
           "dp2.tp1.etp2", "tp4.ep2.etp2.lb2", "dp2.tp2.etp4.sp0"}) {
       const Program program{.tp_backward = backward};
       const Layout layout = ParseLayout(text, "here");
-      const StepContract contract = MakeContract(model, layout, program);
+      const StepGraph graph(model, layout, program);
       std::set<std::string> texts;
-      for (const PlantedFault& planted : CatalogueOf(model, layout, program, RanksToPlant::kAll)) {
+      for (const PlantedFault& planted : CatalogueOf(graph, RanksToPlant::kAll)) {
         const std::string fault = ToText(planted.fault);
         EXPECT_EQ(ParseFault(fault, "here"), planted.fault) << fault;
-        EXPECT_EQ(FindMisfit(planted.fault, contract), "") << text;
+        EXPECT_EQ(FindMisfit(planted.fault, graph), "") << text;
         EXPECT_TRUE(texts.insert(fault).second) << fault << " twice on " << text;
       }
     }

@@ -7,6 +7,7 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <span>
 #include <sstream>
 #include <vector>
 
@@ -17,8 +18,8 @@ namespace {
 
 using Kind = Fault::Kind;
 
-constexpr std::string_view kCounts = "tokens_per_expert_E";
-constexpr std::array<std::string_view, 4> kPaths = {"gate", "routed", "shared", "scores"};
+// Paths at whose head a step can lose or double what comes along them.
+constexpr std::array kPaths = {Path::kGate, Path::kRouted, Path::kShared, Path::kScores};
 constexpr std::array<std::string_view, 3> kUnitNames = {"experts", "tokens", "hidden"};
 constexpr std::array<std::string_view, 5> kModelKeys = {"score_function", "score_placement",
                                                         "route_norm", "route_scale", "expert_bias"};
@@ -66,7 +67,15 @@ const Form& FormOf(Kind kind) {
                        [&](const Form& form) { return form.kind == kind; });
 }
 
-std::string_view LetterOf(Argument argument) {
+std::vector<std::string_view> PathNames() {
+  std::vector<std::string_view> names;
+  for (const Path path : kPaths) {
+    names.push_back(ToText(path));
+  }
+  return names;
+}
+
+std::string LetterOf(Argument argument) {
   switch (argument) {
     case Argument::kNone:
       return "";
@@ -79,7 +88,7 @@ std::string_view LetterOf(Argument argument) {
     case Argument::kUnits:
       return "experts|tokens|hidden";
     case Argument::kPath:
-      return "gate|routed|shared|scores";
+      return fmt::format("{}", fmt::join(PathNames(), "|"));
     case Argument::kModelKey:
       return "KEY";
   }
@@ -135,8 +144,7 @@ double ParseFactor(const std::string& text, const std::string& where) {
   return *above / *below;
 }
 
-template <std::size_t n>
-std::string OneOf(const std::string& text, const std::array<std::string_view, n>& known,
+std::string OneOf(const std::string& text, std::span<const std::string_view> known,
                   std::string_view what, const std::string& where) {
   if (std::find(known.begin(), known.end(), text) == known.end()) {
     throw Error(where, fmt::format("\"{}\" is no {}; use {}", text, what, fmt::join(known, ", ")));
@@ -175,7 +183,7 @@ void ReadArgument(Fault& fault, Argument argument, const std::string& text,
       fault.name = OneOf(text, kUnitNames, "order to change", where);
       return;
     case Argument::kPath:
-      fault.name = OneOf(text, kPaths, "path", where);
+      fault.name = OneOf(text, PathNames(), "path", where);
       return;
     case Argument::kModelKey:
       fault.name =
@@ -255,7 +263,8 @@ Fault ParseFault(std::string_view text, const std::string& where) {
   Fault fault{.kind = form->kind};
   if (takes_place) {
     const std::string& place = words.back();
-    if (form->place == Place::kTensor || (TakesCounts(form->kind) && place == kCounts)) {
+    if (form->place == Place::kTensor ||
+        (TakesCounts(form->kind) && place == tensor::tokens_per_expert_E)) {
       if (!LooksLikePlace(place) || place.find('@') != std::string::npos) {
         refuse();
       }

@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "harness/layout/step_contract.h"
+#include "harness/layout/step_graph.h"
 
 namespace moe {
 
@@ -69,17 +69,17 @@ Fault ParseFault(std::string_view text, const std::string& where);
 // Every form of such a text, one a line: "drop R", "scale F X", ...
 std::vector<std::string> FaultForms();
 
-// Why the fault cannot be planted under `contract`: a tensor, sum, axis, rank or path that does not
+// Why the fault cannot be planted in this step: a tensor, sum, axis, rank or path that does not
 // exist there (the sentence lists those that do); empty when it can. A sum that the contract lists
 // as settled can be planted at: dropping it changes nothing.
-std::string FindMisfit(const Fault& fault, const StepContract& contract);
+std::string FindMisfit(const Fault& fault, const StepGraph& graph);
 
 // The model that a step with `model KEY` planted computes: `model` with that option changed;
 // unchanged for "expert_bias", where the step weighs by other scores than the model has a name for.
 Model OtherModel(Model model, const std::string& key);
 
 // Whether the reduction is one of a parameter's gradient: those that drop-all drops.
-bool IsOfParameter(const Reduction& reduction, const StepContract& contract);
+bool IsOfParameter(const Reduction& reduction);
 
 // The dimension of a tensor that holds "experts", "tokens" or "hidden" units, going by the suffix
 // of its name; nothing when it has none.

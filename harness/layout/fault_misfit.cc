@@ -13,8 +13,6 @@ namespace {
 
 using Kind = Fault::Kind;
 
-constexpr std::string_view kCounts = "tokens_per_expert_E";
-
 std::vector<std::string> ToTexts(const std::vector<Reduction>& reductions) {
   std::vector<std::string> texts;
   for (const Reduction& reduction : reductions) {
@@ -58,12 +56,13 @@ std::string FindReductionMisfit(const Fault& fault, const StepContract& contract
 
 std::string FindTensorMisfit(const Fault& fault, const StepContract& contract) {
   const std::string text = ToText(fault);
-  if (fault.tensor == kCounts && (fault.kind == Kind::kSkipRank ||
-                                  fault.kind == Kind::kDoubleRank || fault.kind == Kind::kScale)) {
+  if (fault.tensor == tensor::tokens_per_expert_E &&
+      (fault.kind == Kind::kSkipRank || fault.kind == Kind::kDoubleRank ||
+       fault.kind == Kind::kScale)) {
     return "";
   }
-  const ContractTensor* tensor = contract.Find(fault.tensor);
-  if (tensor == nullptr || !tensor->result) {
+  const ContractTensor* at = contract.Find(fault.tensor);
+  if (at == nullptr || !at->result) {
     std::vector<std::string> names;
     for (const ContractTensor& known : contract.tensors) {
       if (known.result) {
@@ -74,94 +73,78 @@ std::string FindTensorMisfit(const Fault& fault, const StepContract& contract) {
                        fmt::join(names, ", "));
   }
   const auto lies = [&](Axis axis, Placement::Kind kind) {
-    const Mesh& mesh = contract.meshes.Of(tensor->mesh);
-    return mesh.SizeOf(axis) > 1 && PlacementOn(tensor->placements, axis).kind == kind;
+    const Mesh& mesh = contract.meshes.Of(at->mesh);
+    return mesh.SizeOf(axis) > 1 && PlacementOn(at->placements, axis).kind == kind;
   };
-  switch (fault.kind) {
-    case Kind::kPermute:
-      if (!DimOf(fault.tensor, fault.name)) {
-        return fmt::format("{}: {} has no {} to permute", text, fault.tensor, fault.name);
-      }
-      break;
-    case Kind::kMisplace:
-      if (!lies(fault.axis, Placement::Kind::kShard)) {
-        return fmt::format("{}: {} is not sharded over {} here", text, fault.tensor,
-                           ToText(fault.axis));
-      }
-      break;
-    case Kind::kStaleRank: {
-      const auto& axes = contract.meshes.Of(tensor->mesh).axes;
-      if (std::none_of(axes.begin(), axes.end(),
-                       [&](Axis axis) { return lies(axis, Placement::Kind::kReplicate); })) {
-        return fmt::format("{}: {} has no replicas here", text, fault.tensor);
-      }
-      break;
+  if (fault.kind == Kind::kPermute && !DimOf(fault.tensor, fault.name)) {
+    return fmt::format("{}: {} has no {} to permute", text, fault.tensor, fault.name);
+  }
+  if (fault.kind == Kind::kMisplace && !lies(fault.axis, Placement::Kind::kShard)) {
+    return fmt::format("{}: {} is not sharded over {} here", text, fault.tensor,
+                       ToText(fault.axis));
+  }
+  if (fault.kind == Kind::kStaleRank) {
+    const auto& axes = contract.meshes.Of(at->mesh).axes;
+    if (std::none_of(axes.begin(), axes.end(),
+                     [&](Axis axis) { return lies(axis, Placement::Kind::kReplicate); })) {
+      return fmt::format("{}: {} has no replicas here", text, fault.tensor);
     }
-    case Kind::kLocalNorm:
-    case Kind::kIdleGarbage:
-      if (!IsExpertWeight(fault.tensor)) {
-        return fmt::format(
-            "{}: only the gradients of the experts' weights depend on how many rows "
-            "a rank got",
-            text);
-      }
-      if (fault.kind == Kind::kLocalNorm && contract.meshes.expert.SizeOf(Axis::kEdp) == 1) {
-        return fmt::format("{}: edp has size 1 here, so there is no share but one's own", text);
-      }
-      break;
-    default:
-      break;
+  }
+  const bool is_of_rows = fault.kind == Kind::kLocalNorm || fault.kind == Kind::kIdleGarbage;
+  if (is_of_rows && !IsExpertWeight(fault.tensor)) {
+    return fmt::format(
+        "{}: only the gradients of the experts' weights depend on how many rows a rank got", text);
+  }
+  if (fault.kind == Kind::kLocalNorm && contract.meshes.expert.SizeOf(Axis::kEdp) == 1) {
+    return fmt::format("{}: edp has size 1 here, so there is no share but one's own", text);
   }
   return "";
 }
 
-std::string FindGatherMisfit(const Fault& fault, const StepContract& contract) {
-  const ContractTensor* y = contract.Find("y_TD");
-  const bool gathers = y != nullptr && PlacementOn(y->placements, Axis::kTp) == Shard(0);
-  const std::string& tensor = fault.reduction.tensor;
-  if (gathers && fault.reduction.axis == Axis::kTp && (tensor == "d_y_TD" || tensor == "x_TD")) {
+std::string FindGatherMisfit(const Fault& fault, const StepGraph& graph) {
+  const std::vector<Reduction>& gathers = graph.gathers();
+  if (std::find(gathers.begin(), gathers.end(), fault.reduction) != gathers.end()) {
     return "";
   }
-  return fmt::format(
-      "{} is gathered nowhere here; {}", ToText(fault.reduction),
-      gathers ? "this layout has d_y_TD@tp, x_TD@tp" : "this layout has no sequence parallelism");
+  return fmt::format("{} is gathered nowhere here; {}", ToText(fault.reduction),
+                     gathers.empty()
+                         ? "this layout has no sequence parallelism"
+                         : fmt::format("this layout has {}", fmt::join(ToTexts(gathers), ", ")));
 }
 
 }  // namespace
 
-bool IsOfParameter(const Reduction& reduction, const StepContract& contract) {
-  const ContractTensor* tensor = contract.Find(reduction.tensor);
-  return tensor != nullptr && tensor->result && tensor->name != "y_TD" && tensor->name != "d_x_TD";
+bool IsOfParameter(const Reduction& reduction) {
+  const TensorRow* row = FindTensor(reduction.tensor);
+  return row != nullptr && row->IsOfParameter();
 }
 
-std::string FindMisfit(const Fault& fault, const StepContract& contract) {
-  switch (fault.kind) {
-    case Kind::kDropAll: {
-      const std::vector<Reduction> owed = contract.Owed();
-      return std::any_of(owed.begin(), owed.end(),
-                         [&](const Reduction& r) { return IsOfParameter(r, contract); })
-                 ? ""
-                 : "drop-all: no parameter is owed a sum here";
-    }
-    case Kind::kDropGather:
-      return FindGatherMisfit(fault, contract);
-    case Kind::kLosePath:
-    case Kind::kDoublePath:
-      return fault.name == "shared" && contract.Find("d_shared_w1_FD") == nullptr
-                 ? fmt::format("{}: the model has no shared experts", ToText(fault))
-                 : "";
-    case Kind::kLeakSlots:
-      return contract.meshes.dense.SizeOf(Axis::kTp) > 1 &&
-                     contract.meshes.dense.SizeOf(Axis::kTp) !=
-                         contract.meshes.expert.SizeOf(Axis::kEtp)
-                 ? ""
-                 : "leak-slots: every rank computes all slots of its tokens here";
-    case Kind::kShuffleRows:
-    case Kind::kSplitRows:
-    case Kind::kModel:
-      return "";
-    default:
-      break;
+std::string FindMisfit(const Fault& fault, const StepGraph& graph) {
+  const StepContract& contract = graph.contract();
+  if (fault.kind == Kind::kDropAll) {
+    const std::vector<Reduction> owed = contract.Owed();
+    return std::any_of(owed.begin(), owed.end(), IsOfParameter)
+               ? ""
+               : "drop-all: no parameter is owed a sum here";
+  }
+  if (fault.kind == Kind::kDropGather) {
+    return FindGatherMisfit(fault, graph);
+  }
+  if (fault.kind == Kind::kLosePath || fault.kind == Kind::kDoublePath) {
+    const auto path = PathFromText(fault.name);
+    return path && graph.HasPath(*path)
+               ? ""
+               : fmt::format("{}: the model has no {} experts", ToText(fault), fault.name);
+  }
+  if (fault.kind == Kind::kLeakSlots) {
+    const std::int64_t tp = contract.meshes.dense.SizeOf(Axis::kTp);
+    return tp > 1 && tp != contract.meshes.expert.SizeOf(Axis::kEtp)
+               ? ""
+               : "leak-slots: every rank computes all slots of its tokens here";
+  }
+  if (fault.kind == Kind::kShuffleRows || fault.kind == Kind::kSplitRows ||
+      fault.kind == Kind::kModel) {
+    return "";
   }
   const bool takes_rank = fault.kind == Kind::kSkipRank || fault.kind == Kind::kDoubleRank ||
                           fault.kind == Kind::kStaleRank;

@@ -18,9 +18,9 @@ std::string ComplaintOf(std::string_view text) {
 
 std::string MisfitOf(std::string_view fault, const std::string& layout) {
   constexpr Model kModel = {.tokens = 48, .d_model = 8, .d_expert = 12, .experts = 4, .top_k = 2};
-  const StepContract contract =
-      MakeContract(kModel, ParseLayout(layout, "here"), {.tp_backward = TpBackward::kSumInside});
-  return FindMisfit(ParseFault(fault, "here"), contract);
+  const StepGraph graph(kModel, ParseLayout(layout, "here"),
+                        {.tp_backward = TpBackward::kSumInside});
+  return FindMisfit(ParseFault(fault, "here"), graph);
 }
 
 TEST(Fault, ReadsWhatItPrints) {

@@ -93,7 +93,7 @@ Layout LayoutFor(const JsonNode& node, const Model& model) {
 Fault FaultFor(const JsonNode& node, const CaseSpec& spec, const Layout& layout) {
   const JsonNode text = node.At("fault");
   Fault fault = ParseFault(text.String(), text.where());
-  const std::string misfit = FindMisfit(fault, MakeContract(spec.model, layout, spec.program));
+  const std::string misfit = FindMisfit(fault, StepGraph(spec.model, layout, spec.program));
   if (!misfit.empty()) {
     text.Fail(misfit);
   }

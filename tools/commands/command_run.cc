@@ -56,8 +56,8 @@ std::vector<Listed> ListRuns(const std::vector<SelectedCase>& selected, const Ru
   std::vector<Listed> listed;
   for (const SelectedCase& one : selected) {
     for (const Layout& layout : one.layouts) {
-      const StepContract contract = MakeContract(one.spec.model, layout, one.spec.program);
-      if (const std::string misfit = fault ? FindMisfit(*fault, contract) : ""; !misfit.empty()) {
+      const StepGraph graph(one.spec.model, layout, one.spec.program);
+      if (const std::string misfit = fault ? FindMisfit(*fault, graph) : ""; !misfit.empty()) {
         throw Error("--fault", fmt::format("{} on {}", misfit, CaseId(one.spec, layout)));
       }
       for (const Dtype dtype : DtypesOf(one.spec, command.dtype)) {
