@@ -67,8 +67,9 @@ class CaseTest : public testing::Test {
     } else if (planned_.must_pass != nullptr) {
       fault = planned_.must_pass->fault;
     }
-    const Result result = RunOnce(*planned_.spec, planned_.layout, planned_.dtype, prepared.inputs,
-                                  fault, &prepared.golden, suite_.options);
+    const Result result =
+        RunOnce(*planned_.spec, GraphOf(*planned_.spec, planned_.layout), planned_.dtype,
+                prepared.inputs, fault, &prepared.golden, suite_.options);
     RecordProperty("verdict", std::string(ToText(result.verdict)));
     RecordProperty("headline", Headline(result));
     if (result.verdict == Verdict::kSkipped) {

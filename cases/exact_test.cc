@@ -64,7 +64,7 @@ std::set<std::string> FailingAfter(const CaseSpec& spec, const InputGenerator& i
     return outputs;
   }};
   const Result result =
-      RunOnce(spec, WidestOf(spec), dtype, inputs, std::nullopt, nullptr, options);
+      RunOnce(spec, GraphOf(spec, WidestOf(spec)), dtype, inputs, std::nullopt, nullptr, options);
   std::set<std::string> failing;
   for (const Finding& finding : result.judgement.findings) {
     if (finding.verdict != Verdict::kPass) {
@@ -145,15 +145,12 @@ TEST(Exact, GivesEveryRankAShareOfItsOwnInEverySum) {
       if (layout.WorldSize() > 6 && layout != WidestOf(spec)) {
         continue;  // For the sake of time; the widest has the smallest shares.
       }
-      StepRequest request{.model = spec.model,
-                          .layout = layout,
-                          .program = spec.program,
-                          .dtype = Dtype::kFloat32,
-                          .inputs = &inputs};
+      const StepGraph graph = GraphOf(spec, layout);
+      StepRequest request{.graph = &graph, .dtype = Dtype::kFloat32, .inputs = &inputs};
       const std::vector<std::byte> clean = HeldAfter(request);
       // There only ranks that differ on every axis of 2 or 4.
       const std::int64_t stride = layout.WorldSize() > 6 ? 5 : 1;
-      for (const Reduction& owed : MakeContract(spec.model, layout, spec.program).Owed()) {
+      for (const Reduction& owed : graph.contract().Owed()) {
         std::set<std::vector<std::byte>> held = {clean};
         std::int64_t ranks = 0;
         for (std::int64_t rank = 0; rank < layout.WorldSize(); rank += stride, ++ranks) {

@@ -12,8 +12,9 @@
 namespace moe {
 namespace {
 
-Manifest MakeManifest(const CaseSpec& spec, const Layout& layout, Dtype dtype,
-                      const StepContract& contract) {
+Manifest MakeManifest(const CaseSpec& spec, const StepGraph& graph, Dtype dtype) {
+  const Layout& layout = graph.layout();
+  const StepContract& contract = graph.contract();
   Manifest manifest{
       .producer = "moegate, built-in step",
       .meshes = contract.meshes,
@@ -23,20 +24,20 @@ Manifest MakeManifest(const CaseSpec& spec, const Layout& layout, Dtype dtype,
       // Finer than a foreign step's may be: logits never leave the score dtype.
       .casts = {{"scores_TE", dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32}},
       .case_name = spec.name};
-  for (const ContractTensor& tensor : contract.tensors) {
-    if (tensor.result) {
-      manifest.tensors[tensor.name] = {tensor.shape, tensor.mesh, tensor.placements};
+  for (const ContractTensor& result : contract.tensors) {
+    if (result.result) {
+      manifest.tensors[result.name] = {result.shape, result.mesh, result.placements};
     }
   }
-  const Placements rows = contract.Find("y_TD")->placements;
-  manifest.tensors["topk_expert_TK"] = {ShapeOf("topk_expert_TK", spec.model), MeshKind::kDense,
-                                        rows};
+  const Placements rows = contract.Find(tensor::y_TD)->placements;
+  manifest.tensors[tensor::topk_expert_TK] = {ShapeOf(tensor::topk_expert_TK, spec.model),
+                                              MeshKind::kDense, rows};
   Placements counts;  // each rank counts the tokens it holds
   for (const auto& [axis, placement] : rows) {
     counts[axis] = placement.kind == Placement::Kind::kShard ? Partial() : placement;
   }
-  manifest.tensors["tokens_per_expert_E"] = {ShapeOf("tokens_per_expert_E", spec.model),
-                                             MeshKind::kDense, counts};
+  manifest.tensors[tensor::tokens_per_expert_E] = {ShapeOf(tensor::tokens_per_expert_E, spec.model),
+                                                   MeshKind::kDense, counts};
   for (std::int64_t rank = 0; rank < layout.WorldSize(); ++rank) {
     manifest.tokens.push_back(TokensOf(spec.model, layout, rank, layout.sp));
   }
@@ -77,12 +78,9 @@ void KeepDump(const Dump& dump, const TensorSource& inputs, const std::string& b
   WriteDump(folder.string(), kept);
 }
 
-StepRequest RequestOf(const CaseSpec& spec, const Layout& layout, Dtype dtype,
-                      const TensorSource& inputs, const std::optional<Fault>& fault,
-                      const RunOptions& options) {
-  return {.model = spec.model,
-          .layout = layout,
-          .program = spec.program,
+StepRequest RequestOf(const StepGraph& graph, Dtype dtype, const TensorSource& inputs,
+                      const std::optional<Fault>& fault, const RunOptions& options) {
+  return {.graph = &graph,
           .dtype = dtype,
           .inputs = &inputs,
           .fault = fault,
@@ -99,9 +97,8 @@ std::vector<std::string> AxisNames(const std::vector<Axis>& axes) {
 
 }  // namespace
 
-RunDump MakeRunDump(const CaseSpec& spec, const Layout& layout, Dtype dtype,
+RunDump MakeRunDump(const CaseSpec& spec, const StepGraph& graph, Dtype dtype,
                     const std::vector<RankOutput>& outputs) {
-  const StepContract contract = MakeContract(spec.model, layout, spec.program);
   std::vector<SafetensorsFile> ranks;
   RunDump run;
   for (std::size_t rank = 0; rank < outputs.size(); ++rank) {
@@ -109,42 +106,43 @@ RunDump MakeRunDump(const CaseSpec& spec, const Layout& layout, Dtype dtype,
                                                RankFileName(static_cast<std::int64_t>(rank))));
     run.calls.push_back(outputs[rank].calls);
   }
-  run.dump = MakeDump(CaseId(spec, layout), MakeManifest(spec, layout, dtype, contract),
+  run.dump = MakeDump(CaseId(spec, graph.layout()), MakeManifest(spec, graph, dtype),
                       std::move(ranks), std::nullopt);
   return run;
 }
 
-Result RunOnce(const CaseSpec& spec, const Layout& layout, Dtype dtype, const TensorSource& inputs,
-               const std::optional<Fault>& fault, const Golden* golden, const RunOptions& options) {
+Result RunOnce(const CaseSpec& spec, const StepGraph& graph, Dtype dtype,
+               const TensorSource& inputs, const std::optional<Fault>& fault, const Golden* golden,
+               const RunOptions& options) {
   const auto start = std::chrono::steady_clock::now();
-  Result result{
-      .id = CaseId(spec, layout), .dtype = std::string(ToText(dtype)), .backend = options.backend};
+  Result result{.id = CaseId(spec, graph.layout()),
+                .dtype = std::string(ToText(dtype)),
+                .backend = options.backend};
   if (fault) {
     result.fault = ToText(*fault);
   }
   result.repro = ReproLine(result.id, dtype, fault, options.backend);
   try {
-    // Steps 1 and 3, reading the case and generating its inputs, came before; 2 is the contract.
-    const StepContract contract = MakeContract(spec.model, layout, spec.program);
+    // Steps 1 to 3, reading the case, the graph and generating the inputs, came before.
     if (options.backend != "threads") {
-      result.text = TheStepPlugin().FindObstacle(options.backend, layout.WorldSize());
+      result.text = TheStepPlugin().FindObstacle(options.backend, graph.layout().WorldSize());
       if (!result.text.empty()) {
         result.verdict = Verdict::kSkipped;
         return result;
       }
     }
     // 5 Run the step on ranks.
-    const StepRequest request = RequestOf(spec, layout, dtype, inputs, fault, options);
+    const StepRequest request = RequestOf(graph, dtype, inputs, fault, options);
     const std::vector<RankOutput> outputs =
         options.run_ranks ? options.run_ranks(request) : RunRanksOf(request, options.backend);
     // 6 Read what they hold as a dump.
-    const RunDump run = MakeRunDump(spec, layout, dtype, outputs);
+    const RunDump run = MakeRunDump(spec, graph, dtype, outputs);
     if (options.dump_folder) {
       KeepDump(run.dump, inputs, *options.dump_folder, result);
     }
     // 4, 7 and 8: the reference, the comparison and the diagnosis; 9, the report, is the caller's.
     const JudgeOptions judging{.golden = golden,
-                               .contract = &contract,
+                               .contract = &graph.contract(),
                                .calls = run.calls,
                                .idle_experts = spec.numerics.idle_experts,
                                .worst_case = options.worst_case,
@@ -160,18 +158,17 @@ Result RunOnce(const CaseSpec& spec, const Layout& layout, Dtype dtype, const Te
   return result;
 }
 
-std::vector<StepRequest> RequestsOf(const CaseSpec& spec, const Layout& layout, Dtype dtype,
+std::vector<StepRequest> RequestsOf(const CaseSpec& spec, const StepGraph& graph, Dtype dtype,
                                     const InputGenerator& inputs, const RunOptions& options) {
-  std::vector<StepRequest> requests = {
-      RequestOf(spec, layout, dtype, inputs, std::nullopt, options)};
+  std::vector<StepRequest> requests = {RequestOf(graph, dtype, inputs, std::nullopt, options)};
   for (const MustCatch& wanted : spec.must_catch) {
-    if (wanted.on == layout) {
-      requests.push_back(RequestOf(spec, layout, dtype, inputs, wanted.fault, options));
+    if (wanted.on == graph.layout()) {
+      requests.push_back(RequestOf(graph, dtype, inputs, wanted.fault, options));
     }
   }
   for (const MustPass& wanted : spec.must_pass) {
-    if (wanted.on == layout) {
-      requests.push_back(RequestOf(spec, layout, dtype, inputs, wanted.fault, options));
+    if (wanted.on == graph.layout()) {
+      requests.push_back(RequestOf(graph, dtype, inputs, wanted.fault, options));
     }
   }
   return requests;
@@ -190,14 +187,14 @@ bool IsCaught(const MustCatch& wanted, const Result& result) {
   });
 }
 
-Result RunCase(const CaseSpec& spec, const Layout& layout, Dtype dtype,
+Result RunCase(const CaseSpec& spec, const StepGraph& graph, Dtype dtype,
                const InputGenerator& inputs, const Golden& golden, const RunOptions& options) {
-  Result result = RunOnce(spec, layout, dtype, inputs, std::nullopt, &golden, options);
+  Result result = RunOnce(spec, graph, dtype, inputs, std::nullopt, &golden, options);
   if (result.verdict != Verdict::kPass) {
     return result;  // Faults on top of a step that is wrong already say nothing.
   }
   const auto plant = [&](const Fault& fault, const auto& is_as_wanted) {
-    const Result planted = RunOnce(spec, layout, dtype, inputs, fault, &golden, options);
+    const Result planted = RunOnce(spec, graph, dtype, inputs, fault, &golden, options);
     const bool as_wanted = is_as_wanted(planted);
     result.planted.push_back(
         {ToText(fault), as_wanted,
@@ -211,12 +208,12 @@ Result RunCase(const CaseSpec& spec, const Layout& layout, Dtype dtype,
     }
   };
   for (const MustCatch& wanted : spec.must_catch) {
-    if (wanted.on == layout) {
+    if (wanted.on == graph.layout()) {
       plant(wanted.fault, [&](const Result& planted) { return IsCaught(wanted, planted); });
     }
   }
   for (const MustPass& wanted : spec.must_pass) {
-    if (wanted.on == layout) {
+    if (wanted.on == graph.layout()) {
       plant(wanted.fault, [](const Result& planted) { return planted.verdict == Verdict::kPass; });
     }
   }

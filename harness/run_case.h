@@ -1,4 +1,5 @@
-// One case on one layout: the nine steps of DESIGN.md in their order. Read run_case.cc first.
+// One case on one layout, whose graph is made once (GraphOf) and handed on: the nine steps of
+// DESIGN.md in their order. Read run_case.cc first.
 #pragma once
 
 #include <chrono>
@@ -27,7 +28,7 @@ struct RunOptions {
 
 // The clean run of a case on a layout and one run per fault that it wants told there, in the order
 // in which RunCase asks for them.
-std::vector<StepRequest> RequestsOf(const CaseSpec& spec, const Layout& layout, Dtype dtype,
+std::vector<StepRequest> RequestsOf(const CaseSpec& spec, const StepGraph& graph, Dtype dtype,
                                     const InputGenerator& inputs, const RunOptions& options);
 
 // The dump of one run in memory and which sums its ranks took part in.
@@ -37,17 +38,18 @@ struct RunDump {
 };
 
 // What the built-in step's ranks hold becomes the dump that a foreign framework would write.
-RunDump MakeRunDump(const CaseSpec& spec, const Layout& layout, Dtype dtype,
+RunDump MakeRunDump(const CaseSpec& spec, const StepGraph& graph, Dtype dtype,
                     const std::vector<RankOutput>& outputs);
 
 // Runs the step with `fault` planted, or without, and judges it. `golden` may be null: then the
 // error model alone says what is allowed. Errors of the machine or of the case become a Result with
 // that verdict.
-Result RunOnce(const CaseSpec& spec, const Layout& layout, Dtype dtype, const TensorSource& inputs,
-               const std::optional<Fault>& fault, const Golden* golden, const RunOptions& options);
+Result RunOnce(const CaseSpec& spec, const StepGraph& graph, Dtype dtype,
+               const TensorSource& inputs, const std::optional<Fault>& fault, const Golden* golden,
+               const RunOptions& options);
 
 // A clean run and then every fault that the case wants told on this layout.
-Result RunCase(const CaseSpec& spec, const Layout& layout, Dtype dtype,
+Result RunCase(const CaseSpec& spec, const StepGraph& graph, Dtype dtype,
                const InputGenerator& inputs, const Golden& golden, const RunOptions& options);
 
 // Whether the judge said of a planted fault what the case wants.

@@ -56,7 +56,7 @@ std::string ReadBytes(const fs::path& path) {
 
 std::vector<RankOutput> RunProcesses(const StepRequest& request, const std::string& backend) {
   const ScratchFolder scratch;
-  const std::int64_t world_size = request.layout.WorldSize();
+  const std::int64_t world_size = request.graph->layout().WorldSize();
   const auto tensors = [&](std::int64_t rank) {
     return scratch.path() / fmt::format("{}.tensors", rank);
   };

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <deque>
 #include <memory>
 
 #include "harness/base/error.h"
@@ -27,7 +28,7 @@ struct Problem {
 // The faults of one case on one layout that are planted in one dtype with one seed.
 struct Group {
   const Problem* problem = nullptr;
-  Layout layout;
+  const StepGraph* graph = nullptr;
   Dtype dtype = Dtype::kFloat64;
   std::vector<PlantedFault> faults;
 };
@@ -65,11 +66,9 @@ std::vector<Dtype> DtypesOf(const CaseSpec& spec, const CampaignOptions& options
   return dtypes;
 }
 
-std::vector<PlantedFault> FaultsOn(const CaseSpec& spec, const Layout& layout,
-                                   const CampaignOptions& options) {
+std::vector<PlantedFault> FaultsOn(const StepGraph& graph, const CampaignOptions& options) {
   std::vector<PlantedFault> faults =
-      CatalogueOf(StepGraph(spec.model, layout, spec.program),
-                  options.full ? RanksToPlant::kAll : RanksToPlant::kFirstAndLast);
+      CatalogueOf(graph, options.full ? RanksToPlant::kAll : RanksToPlant::kFirstAndLast);
   std::erase_if(faults, [&](const PlantedFault& planted) {
     const auto& wanted = options.classes;
     return !wanted.empty() &&
@@ -94,18 +93,18 @@ class Sample {
 };
 
 // Deals the faults of a layout out to the dtypes and seeds, or gives all to each.
-std::vector<Group> GroupsOf(const std::vector<Problem>& problems, const Layout& layout,
+std::vector<Group> GroupsOf(const std::vector<Problem>& problems, const StepGraph& graph,
                             std::size_t first_turn, Sample& sample,
                             const CampaignOptions& options) {
   const CaseSpec& spec = problems.front().spec;
   std::vector<Group> groups;
   for (const Problem& problem : problems) {
     for (const Dtype dtype : DtypesOf(spec, options)) {
-      groups.push_back({.problem = &problem, .layout = layout, .dtype = dtype});
+      groups.push_back({.problem = &problem, .graph = &graph, .dtype = dtype});
     }
   }
   std::size_t turn = first_turn;
-  for (const PlantedFault& planted : FaultsOn(spec, layout, options)) {
+  for (const PlantedFault& planted : FaultsOn(graph, options)) {
     if (options.full) {
       for (Group& group : groups) {
         group.faults.push_back(planted);
@@ -175,7 +174,7 @@ class GroupRun {
  private:
   Result Once(const std::optional<Fault>& fault) {
     const Problem& problem = *group_.problem;
-    return RunOnce(problem.spec, group_.layout, group_.dtype, *problem.inputs, fault,
+    return RunOnce(problem.spec, *group_.graph, group_.dtype, *problem.inputs, fault,
                    problem.golden ? &*problem.golden : nullptr, run_);
   }
 
@@ -191,8 +190,8 @@ class GroupRun {
 
   std::string ReproOf(const std::optional<Fault>& fault) const {
     const Problem& problem = *group_.problem;
-    return fmt::format("build/moegate run {} --dtype={}{}{}", CaseId(problem.spec, group_.layout),
-                       ToText(group_.dtype),
+    return fmt::format("build/moegate run {} --dtype={}{}{}",
+                       CaseId(problem.spec, group_.graph->layout()), ToText(group_.dtype),
                        problem.golden ? "" : fmt::format(" --seed={}", problem.spec.numerics.seed),
                        fault ? fmt::format(" --fault='{}'", ToText(*fault)) : "");
   }
@@ -200,7 +199,7 @@ class GroupRun {
   Mutant Plant(const PlantedFault& planted) {
     const Result result = Once(planted.fault);
     Mutant mutant{.id = result.id,
-                  .layout = ToText(group_.layout),
+                  .layout = ToText(group_.graph->layout()),
                   .dtype = result.dtype,
                   .fill = IsExact() ? "dyadic" : "uniform",
                   .seed = group_.problem->spec.numerics.seed,
@@ -284,18 +283,21 @@ Campaign RunCampaign(const std::vector<CaseSpec>& specs, const CampaignOptions& 
     problems.push_back(ProblemsOf(spec, options));
   }
   std::int64_t planned = 0;
+  std::deque<StepGraph> graphs;  // by case and layout
   for (const CaseSpec& spec : specs) {
     for (const Layout& layout : spec.layouts) {
-      planned += static_cast<std::int64_t>(FaultsOn(spec, layout, options).size());
+      graphs.push_back(GraphOf(spec, layout));
+      planned += static_cast<std::int64_t>(FaultsOn(graphs.back(), options).size());
     }
   }
   std::vector<Group> groups;
   Sample sample(planned, options.most);
   std::size_t turn = 0;
   for (const std::vector<Problem>& of_case : problems) {
-    for (const Layout& layout : of_case.front().spec.layouts) {
-      auto more = GroupsOf(of_case, layout, turn++, sample, options);
+    for (std::size_t layout = 0; layout < of_case.front().spec.layouts.size(); ++layout) {
+      auto more = GroupsOf(of_case, graphs[turn], turn, sample, options);
       std::move(more.begin(), more.end(), std::back_inserter(groups));
+      ++turn;
     }
   }
   // Forking copies what is loaded: the step's library is loaded once, before.

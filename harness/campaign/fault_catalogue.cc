@@ -313,8 +313,7 @@ void Cataloguer::AtReduction(const ContractTensor& tensor, Axis axis) {
         HasOwnTokensOnly(tensor.name)
             ? "every rank keeps the rows of the tokens that it routed itself"
             : "");
-  Plant({.kind = Kind::kRepeat, .reduction = reduction},
-        IsBias(tensor.name) ? "FC21" : "FC5",
+  Plant({.kind = Kind::kRepeat, .reduction = reduction}, IsBias(tensor.name) ? "FC21" : "FC5",
         Seen(tensor.name, {.cause = Cause::kDoubleSum, .axes = {axis}}));
   Mean(tensor, reduction);
   WrongGroups(tensor, reduction);
@@ -331,8 +330,7 @@ void Cataloguer::AtReduction(const ContractTensor& tensor, Axis axis) {
 
 void Cataloguer::AtSettled(const ContractTensor& tensor, Axis axis) {
   const Reduction reduction{tensor.name, axis};
-  Plant({.kind = Kind::kDrop, .reduction = reduction},
-        IsOfParameter(reduction) ? "FC1" : "FC2", {},
+  Plant({.kind = Kind::kDrop, .reduction = reduction}, IsOfParameter(reduction) ? "FC1" : "FC2", {},
         fmt::format("the value is whole on {} already", ToText(axis)));
   Plant({.kind = Kind::kRepeat, .reduction = reduction}, "FC5",
         Seen(tensor.name, {.cause = Cause::kDoubleSum, .axes = {axis}}));

@@ -34,9 +34,10 @@ class SeedRun {
       return soak_;
     }
     for (const Layout& layout : spec_.layouts) {
+      const StepGraph graph = GraphOf(spec_, layout);
       for (const Dtype dtype : spec_.numerics.dtypes) {
         if (!options_.dtype || dtype == *options_.dtype) {
-          Step(layout, dtype, *inputs);
+          Step(graph, dtype, *inputs);
         }
       }
     }
@@ -44,9 +45,9 @@ class SeedRun {
   }
 
  private:
-  void Step(const Layout& layout, Dtype dtype, const TensorSource& inputs) {
+  void Step(const StepGraph& graph, Dtype dtype, const TensorSource& inputs) {
     const Result result =
-        RunOnce(spec_, layout, dtype, inputs, std::nullopt, /*golden=*/nullptr, run_);
+        RunOnce(spec_, graph, dtype, inputs, std::nullopt, /*golden=*/nullptr, run_);
     ++soak_.steps;
     soak_.vacuous += result.verdict == Verdict::kVacuous ? 1 : 0;
     const std::string told = fmt::format("{}\n    repro  {} --seed={}", Headline(result),

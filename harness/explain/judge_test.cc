@@ -12,6 +12,7 @@
 
 #include "harness/base/error.h"
 #include "harness/explain/step_under_test.h"
+#include "harness/layout/step_graph.h"
 #include "harness/measure/problem.h"
 #include "harness/measure/tolerance.h"
 #include "reference/moe_reference.h"
@@ -595,10 +596,10 @@ TEST(Judge, MeasuresATieByTheDeclaredCasts) {
 TEST(Judge, RefusesACaseThatRoundingDecides) {
   Step step = StepWithGap(1e-4);
   step.Drop("topk_expert_TK");
-  const StepContract contract = MakeContract(step.manifest.model, step.manifest.layout, {});
-  EXPECT_EQ(ErrorOf([&] { step.Judge({.contract = &contract}); }), "no error");
+  const StepGraph graph(step.manifest.model, step.manifest.layout, {});
+  EXPECT_EQ(ErrorOf([&] { step.Judge({.contract = &graph.contract()}); }), "no error");
   step.manifest.casts = {{"logits_TE", Dtype::kBfloat16}};
-  EXPECT_TRUE(Has(ErrorOf([&] { step.Judge({.contract = &contract}); }),
+  EXPECT_TRUE(Has(ErrorOf([&] { step.Judge({.contract = &graph.contract()}); }),
                   "leaves the choice of experts to rounding in float64 (token "));
 }
 

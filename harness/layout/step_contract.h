@@ -64,6 +64,8 @@ struct ContractTensor {
                               // of them (Megatron-core 0.18.2) mixes these
 };
 
+// Made by StepGraph (step_graph.h). Axes of size 1 owe nothing and do not appear in owed or
+// settled; placements list every axis of the tensor's mesh that is larger than 1.
 struct StepContract {
   Meshes meshes;
   DpReduction dp_reduction = DpReduction::kSum;
@@ -75,9 +77,5 @@ struct StepContract {
   bool Owes(const Reduction& reduction) const;
   bool IsAlone(const Reduction& reduction) const;
 };
-
-// The contract of the built-in step. Axes of size 1 owe nothing and do not appear in owed or
-// settled. Placements list every axis of the tensor's mesh that is larger than 1.
-StepContract MakeContract(const Model& model, const Layout& layout, const Program& program);
 
 }  // namespace moe

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "harness/layout/step_graph.h"
+
 namespace moe {
 namespace {
 
@@ -15,7 +17,7 @@ constexpr Program kInside = {.tp_backward = TpBackward::kSumInside};
 
 StepContract ContractOf(const std::string& layout, const Program& program,
                         const Model& model = kModel) {
-  return MakeContract(model, ParseLayout(layout, "here"), program);
+  return StepGraph(model, ParseLayout(layout, "here"), program).contract();
 }
 
 Texts Sorted(const std::vector<Reduction>& reductions) {

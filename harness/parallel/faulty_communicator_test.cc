@@ -12,8 +12,9 @@ namespace {
 class FakeCommunicator : public Communicator {
  public:
   FakeCommunicator() {
-    contract_ = MakeContract({.tokens = 8, .d_model = 4, .d_expert = 4, .experts = 4, .top_k = 1},
-                             {.dp_shard = 2, .tp = 2, .ep = 2}, {});
+    contract_ = StepGraph({.tokens = 8, .d_model = 4, .d_expert = 4, .experts = 4, .top_k = 1},
+                          {.dp_shard = 2, .tp = 2, .ep = 2}, {})
+                    .contract();
   }
   std::int64_t rank() const override { return 0; }
   const StepContract& contract() const override { return contract_; }

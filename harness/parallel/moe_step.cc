@@ -22,10 +22,10 @@ class RankStep {
  public:
   RankStep(const StepRequest& request, Communicator& comm)
       : request_(request),
-        model_(request.model),
-        layout_(request.layout),
+        model_(request.graph->model()),
+        layout_(request.graph->layout()),
         comm_(comm),
-        inside_(request.program.tp_backward == TpBackward::kSumInside) {}
+        inside_(request.graph->program().tp_backward == TpBackward::kSumInside) {}
 
   // Parameters and the layer input as leaves of the graph.
   void ReadInputs();
@@ -51,7 +51,7 @@ class RankStep {
   double DataParallelRanks() const {
     return static_cast<double>(layout_.dp_replicate * layout_.dp_shard * layout_.cp);
   }
-  bool AveragesOverDp() const { return request_.program.dp_reduction == DpReduction::kMean; }
+  bool AveragesOverDp() const { return request_.graph->program().dp_reduction == DpReduction::kMean; }
 
   const StepRequest& request_;
   const Model& model_;

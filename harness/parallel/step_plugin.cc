@@ -26,11 +26,13 @@ namespace {
 
 RankOutput RunOnRank(const StepRequest& request, std::int64_t rank, const GroupFactory& open) {
   StepRequest planted = request;
+  std::optional<StepGraph> other;  // of the step that computes another model than it says
   if (request.fault && request.fault->kind == Fault::Kind::kModel) {
-    planted.model = OtherModel(request.model, request.fault->name);
+    const StepGraph& own = *request.graph;
+    planted.graph =
+        &other.emplace(OtherModel(own.model(), request.fault->name), own.layout(), own.program());
   }
-  const StepContract contract = MakeContract(planted.model, request.layout, request.program);
-  MeshCommunicator mesh(contract, rank, open);
+  MeshCommunicator mesh(planted.graph->contract(), rank, open);
   if (!request.fault) {
     return {Encode(RunStep(request, mesh)), mesh.calls()};
   }
@@ -145,7 +147,7 @@ class ProcessGroups {
 class LibTorchPlugin : public StepPlugin {
  public:
   std::vector<RankOutput> RunThreads(const StepRequest& request) const override {
-    const std::int64_t world_size = request.layout.WorldSize();
+    const std::int64_t world_size = request.graph->layout().WorldSize();
     ThreadWorld world(request.deadline);
     std::vector<RankOutput> outputs(static_cast<std::size_t>(world_size));
     std::vector<std::thread> threads;

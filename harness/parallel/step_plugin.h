@@ -12,15 +12,13 @@
 
 #include "harness/base/dtype.h"
 #include "harness/layout/fault.h"
-#include "harness/layout/step_contract.h"
+#include "harness/layout/step_graph.h"
 #include "harness/layout/tensor_source.h"
 
 namespace moe {
 
 struct StepRequest {
-  Model model;
-  Layout layout;
-  Program program;
+  const StepGraph* graph = nullptr;  // of the model, the layout and the program
   Dtype dtype = Dtype::kFloat64;
   const TensorSource* inputs = nullptr;
   std::optional<Fault> fault;

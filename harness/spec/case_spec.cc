@@ -93,7 +93,7 @@ Layout LayoutFor(const JsonNode& node, const Model& model) {
 Fault FaultFor(const JsonNode& node, const CaseSpec& spec, const Layout& layout) {
   const JsonNode text = node.At("fault");
   Fault fault = ParseFault(text.String(), text.where());
-  const std::string misfit = FindMisfit(fault, StepGraph(spec.model, layout, spec.program));
+  const std::string misfit = FindMisfit(fault, GraphOf(spec, layout));
   if (!misfit.empty()) {
     text.Fail(misfit);
   }
@@ -221,6 +221,10 @@ CaseSpec ReadCase(const std::string& path, const std::string& name) {
     }
   }
   return spec;
+}
+
+StepGraph GraphOf(const CaseSpec& spec, const Layout& layout) {
+  return {spec.model, layout, spec.program};
 }
 
 std::string CaseId(const CaseSpec& spec, const Layout& layout) {

@@ -58,6 +58,9 @@ struct CaseSpec {
 // "issues/torchtitan-2387@tp2.ep2.etp1"
 std::string CaseId(const CaseSpec& spec, const Layout& layout);
 
+// The step of the case on one of its layouts, or another one that fits its model.
+StepGraph GraphOf(const CaseSpec& spec, const Layout& layout);
+
 // Reads `path`; `name` as above. Throws Error("path#/pointer", one sentence) for an unknown key, a
 // wrong type, sizes that cannot be, a layout that does not fit the model, or a fault that cannot be
 // planted.

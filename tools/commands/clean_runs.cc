@@ -16,7 +16,7 @@ constexpr std::uint64_t kMoreSeeds = 2;
 // Runs without golden tolerances; an error of the machine ends the measurement.
 Judgement Measure(const CaseSpec& spec, const Layout& layout, Dtype dtype,
                   const InputGenerator& inputs, const std::string& backend) {
-  const Result result = RunOnce(spec, layout, dtype, inputs, std::nullopt, nullptr,
+  const Result result = RunOnce(spec, GraphOf(spec, layout), dtype, inputs, std::nullopt, nullptr,
                                 {.backend = backend, .worst_case = true});
   if (result.verdict == Verdict::kError || result.verdict == Verdict::kSkipped) {
     throw Error(result.id, result.text);

@@ -106,7 +106,8 @@ int Explain(const CommonOptions& common, const std::string& target) {
                ToText(spec.program.dp_reduction));
     PrintTolerances(common, spec);
     for (const Layout& layout : selected.layouts) {
-      const StepContract contract = MakeContract(m, layout, spec.program);
+      const StepGraph graph = GraphOf(spec, layout);
+      const StepContract& contract = graph.contract();
       fmt::print("\n{}@{}: {} ranks\n", spec.name, ToText(layout), layout.WorldSize());
       PrintMesh(contract.meshes.dense, MeshKind::kDense);
       PrintMesh(contract.meshes.expert, MeshKind::kExpert);

@@ -91,21 +91,15 @@ std::optional<GoldenTolerance> EntryOf(const std::optional<Golden>& golden, Dtyp
 
 // The faulty step in float64, judged as each dtype of the case would be: what a fault does is no
 // matter of rounding, and so is recorded without any.
-std::map<Dtype, Judgement> MeasureFault(const CaseSpec& spec, const Layout& layout,
+std::map<Dtype, Judgement> MeasureFault(const CaseSpec& spec, const StepGraph& graph,
                                         const InputGenerator& inputs, const Fault& fault) {
-  const StepContract contract = MakeContract(spec.model, layout, spec.program);
-  const std::vector<RankOutput> outputs = RunRanksOf({.model = spec.model,
-                                                      .layout = layout,
-                                                      .program = spec.program,
-                                                      .dtype = Dtype::kFloat64,
-                                                      .inputs = &inputs,
-                                                      .fault = fault},
-                                                     "threads");
+  const std::vector<RankOutput> outputs = RunRanksOf(
+      {.graph = &graph, .dtype = Dtype::kFloat64, .inputs = &inputs, .fault = fault}, "threads");
   std::map<Dtype, Judgement> judgements;
   for (const Dtype dtype : spec.numerics.dtypes) {
-    const RunDump run = MakeRunDump(spec, layout, dtype, outputs);
+    const RunDump run = MakeRunDump(spec, graph, dtype, outputs);
     judgements[dtype] = Judge(run.dump, inputs,
-                              {.contract = &contract,
+                              {.contract = &graph.contract(),
                                .calls = run.calls,
                                .idle_experts = spec.numerics.idle_experts,
                                .exact = spec.numerics.fill == Fill::kDyadic});
@@ -116,12 +110,13 @@ std::map<Dtype, Judgement> MeasureFault(const CaseSpec& spec, const Layout& layo
 void AddFaultFloors(const CaseSpec& spec, const InputGenerator& inputs, Golden& golden,
                     std::vector<std::string>& remarks) {
   for (const Layout& layout : spec.layouts) {
-    for (const Fault& fault : FaultsOf(MakeContract(spec.model, layout, spec.program))) {
+    const StepGraph graph = GraphOf(spec, layout);
+    for (const Fault& fault : FaultsOf(graph.contract())) {
       const std::string& tensor = fault.reduction.tensor;
       if (!golden.reference.contains(tensor)) {
         continue;  // inside the step; what it breaks, must_catch says
       }
-      for (const auto& [dtype, judgement] : MeasureFault(spec, layout, inputs, fault)) {
+      for (const auto& [dtype, judgement] : MeasureFault(spec, graph, inputs, fault)) {
         GoldenTolerance& entry = golden.tolerances.at(dtype).at(tensor);
         const Judgement::Measured& measured = judgement.measured.at(tensor);
         if (measured.bound == 0.0 && entry.bound > 0.0) {

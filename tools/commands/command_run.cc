@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <deque>
 #include <map>
 #include <memory>
 
@@ -19,8 +20,15 @@ namespace {
 
 struct Listed {
   const CaseSpec* spec;
-  Layout layout;
+  const StepGraph* graph;
   Dtype dtype;
+
+  std::string Id() const { return CaseId(*spec, graph->layout()); }
+};
+
+struct Runs {
+  std::deque<StepGraph> graphs;  // by case and layout
+  std::vector<Listed> listed;
 };
 
 std::vector<Dtype> DtypesOf(const CaseSpec& spec, const std::string& only) {
@@ -51,24 +59,24 @@ void UseLayout(std::vector<SelectedCase>& selected, const std::string& text) {
   }
 }
 
-std::vector<Listed> ListRuns(const std::vector<SelectedCase>& selected, const RunCommand& command,
-                             const std::optional<Fault>& fault) {
-  std::vector<Listed> listed;
+Runs ListRuns(const std::vector<SelectedCase>& selected, const RunCommand& command,
+              const std::optional<Fault>& fault) {
+  Runs runs;
   for (const SelectedCase& one : selected) {
     for (const Layout& layout : one.layouts) {
-      const StepGraph graph(one.spec.model, layout, one.spec.program);
+      const StepGraph& graph = runs.graphs.emplace_back(GraphOf(one.spec, layout));
       if (const std::string misfit = fault ? FindMisfit(*fault, graph) : ""; !misfit.empty()) {
         throw Error("--fault", fmt::format("{} on {}", misfit, CaseId(one.spec, layout)));
       }
       for (const Dtype dtype : DtypesOf(one.spec, command.dtype)) {
-        listed.push_back({&one.spec, layout, dtype});
+        runs.listed.push_back({&one.spec, &graph, dtype});
       }
     }
   }
-  if (listed.empty()) {
+  if (runs.listed.empty()) {
     throw Error("--dtype", fmt::format("no selected case runs in {}", command.dtype));
   }
-  return listed;
+  return runs;
 }
 
 // Golden files and generated inputs of the cases, each made once.
@@ -104,7 +112,7 @@ JobOutputs RunAsRank(const Job& job, const std::vector<Listed>& listed,
   std::vector<StepRequest> requests;
   for (const Listed& item : listed) {
     auto more =
-        RequestsOf(*item.spec, item.layout, item.dtype, prepared.InputsOf(*item.spec), options);
+        RequestsOf(*item.spec, *item.graph, item.dtype, prepared.InputsOf(*item.spec), options);
     if (fault) {
       more.resize(1);
       more[0].fault = fault;
@@ -120,16 +128,16 @@ Result RunListed(const Listed& item, const std::optional<Fault>& fault,
   try {
     const InputGenerator& inputs = prepared.InputsOf(*item.spec);
     if (seed) {
-      Result result = RunOnce(*item.spec, item.layout, item.dtype, inputs, fault,
+      Result result = RunOnce(*item.spec, *item.graph, item.dtype, inputs, fault,
                               /*golden=*/nullptr, options);
       result.repro += fmt::format(" --seed={}", *seed);
       return result;
     }
     const Golden& golden = prepared.GoldenOf(*item.spec);
-    return fault ? RunOnce(*item.spec, item.layout, item.dtype, inputs, fault, &golden, options)
-                 : RunCase(*item.spec, item.layout, item.dtype, inputs, golden, options);
+    return fault ? RunOnce(*item.spec, *item.graph, item.dtype, inputs, fault, &golden, options)
+                 : RunCase(*item.spec, *item.graph, item.dtype, inputs, golden, options);
   } catch (const Error& error) {
-    return {.id = CaseId(*item.spec, item.layout),
+    return {.id = item.Id(),
             .dtype = std::string(ToText(item.dtype)),
             .backend = options.backend,
             .verdict = Verdict::kError,
@@ -151,7 +159,8 @@ int Run(const CommonOptions& common, const RunCommand& command, const OutputOpti
   if (!command.fault.empty()) {
     fault = ParseFault(command.fault, "--fault");
   }
-  const std::vector<Listed> listed = ListRuns(selected, command, fault);
+  const Runs runs = ListRuns(selected, command, fault);
+  const std::vector<Listed>& listed = runs.listed;
   RunOptions options{.backend = command.backend,
                      .golden_folder = common.golden_folder,
                      .dump_folder = command.dump_folder};
@@ -173,8 +182,8 @@ int Run(const CommonOptions& common, const RunCommand& command, const OutputOpti
   const bool progress = ::isatty(STDERR_FILENO) == 1;
   for (const Listed& item : listed) {
     if (progress) {
-      fmt::print(stderr, "\r\033[K[{}/{}] {} {}", results.size() + 1, listed.size(),
-                 CaseId(*item.spec, item.layout), ToText(item.dtype));
+      fmt::print(stderr, "\r\033[K[{}/{}] {} {}", results.size() + 1, listed.size(), item.Id(),
+                 ToText(item.dtype));
     }
     results.push_back(RunListed(item, fault, command.seed, prepared, options));
     if (progress) {

@@ -10,7 +10,7 @@ namespace {
 
 // Tells the requests of one job apart; the generator stands for the case.
 std::string KeyOf(const StepRequest& request) {
-  return fmt::format("{} {} {} {}", fmt::ptr(request.inputs), ToText(request.layout),
+  return fmt::format("{} {} {} {}", fmt::ptr(request.inputs), ToText(request.graph->layout()),
                      ToText(request.dtype), request.fault ? ToText(*request.fault) : "");
 }
 
@@ -19,10 +19,11 @@ std::string KeyOf(const StepRequest& request) {
 JobOutputs::JobOutputs(const Job& job, const std::string& backend,
                        const std::vector<StepRequest>& requests) {
   for (const StepRequest& request : requests) {
-    if (request.layout.WorldSize() != job.world_size) {
+    const Layout& layout = request.graph->layout();
+    if (layout.WorldSize() != job.world_size) {
       throw Error("--layout",
                   fmt::format("{} needs {} ranks and the job has {}; select layouts of that many",
-                              ToText(request.layout), request.layout.WorldSize(), job.world_size));
+                              ToText(layout), layout.WorldSize(), job.world_size));
     }
   }
   auto all = TheStepPlugin().RunJob(requests, {.backend = backend,
