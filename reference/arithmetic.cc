@@ -308,8 +308,8 @@ void Arithmetic::AddToRows(const Estimate& part, std::span<const std::int64_t> r
   }
 }
 
-Estimate Arithmetic::Elementwise(const Operand& u, Function f, Function slope, Function size,
-                                 double unit) const {
+Estimate Arithmetic::Elementwise(const Operand& u, const OfOne& f, const OfOne& slope,
+                                 const OfOne& size, double unit) const {
   Estimate z;
   z.value = u.value.unaryExpr(f);
   if (estimating_) {

@@ -19,6 +19,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 
@@ -113,8 +114,8 @@ class Arithmetic {
 
   // f of each element. `slope` is its derivative; `size` is the size of the largest intermediate
   // result, which is what gets rounded (f itself unless terms of f cancel).
-  using Function = double (*)(double);
-  Estimate Elementwise(const Operand& u, Function f, Function slope, Function size,
+  using OfOne = std::function<double(double)>;
+  Estimate Elementwise(const Operand& u, const OfOne& f, const OfOne& slope, const OfOne& size,
                        double unit) const;
 
   // g[t,j] - sum_i w[t,i] g[t,i], the factor that softmax and normalisation share in their

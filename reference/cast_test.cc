@@ -46,7 +46,7 @@ Layer MakeLayer(ScorePlacement placement, std::int64_t tokens, std::int64_t d_mo
   layer.problem.d_y_TD = Filled(tokens, d_model, 2.0) * (before ? kScore : 1.0);
   layer.problem.gate_ED = Matrix::Zero(2, d_model);
   layer.problem.expert = [d_model, d_expert](std::int64_t) {
-    return SwiGluWeights{Filled(d_expert, d_model, 3.0), Filled(d_expert, d_model, 4.0),
+    return ExpertWeights{Filled(d_expert, d_model, 3.0), Filled(d_expert, d_model, 4.0),
                          Filled(d_model, d_expert, 5.0)};
   };
   return layer;
@@ -148,7 +148,7 @@ TEST(Cast, OfSharesThatCancelIsAsLargeAsTheShares) {
   for (const auto placement : {ScorePlacement::kBeforeExperts, ScorePlacement::kAfterExperts}) {
     Layer layer = MakeLayer(placement, 4, 3, 2);
     layer.problem.expert = [expert = layer.problem.expert(0)](std::int64_t) {
-      SwiGluWeights cancelling = expert;
+      ExpertWeights cancelling = expert;
       cancelling.w1_FD.row(1) = expert.w1_FD.row(0);
       cancelling.w3_FD.row(1) = expert.w3_FD.row(0);
       cancelling.w2_DF.col(1) = -(1.0 - 0x1p-20) * expert.w2_DF.col(0);

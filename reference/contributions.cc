@@ -5,8 +5,8 @@
 #include <optional>
 
 #include "reference/arithmetic.h"
+#include "reference/expert_estimate.h"
 #include "reference/router.h"
-#include "reference/swiglu.h"
 
 namespace moe::reference {
 namespace {
@@ -45,32 +45,35 @@ void AddRows(const Matrix& part, const std::vector<std::int64_t>& tokens, Matrix
 
 // One SwiGLU, forward and backward up to the hidden units. Everything behind a slice of them, in
 // either direction, is that slice's share.
-struct HiddenUnits {
+struct SlicedUnits {
   Matrix hidden_NF;
   Matrix d_gate_NF;
   Matrix d_up_NF;
 
-  Matrix OutputOf(const std::vector<Eigen::Index>& slice, const SwiGluWeights& weights) const {
+  Matrix OutputOf(const std::vector<Eigen::Index>& slice, const ExpertWeights& weights) const {
     return hidden_NF(Eigen::all, slice) * weights.w2_DF(Eigen::all, slice).transpose();
   }
   Matrix InputGradientOf(const std::vector<Eigen::Index>& slice,
-                         const SwiGluWeights& weights) const {
+                         const ExpertWeights& weights) const {
     return d_gate_NF(Eigen::all, slice) * weights.w1_FD(slice, Eigen::all) +
            d_up_NF(Eigen::all, slice) * weights.w3_FD(slice, Eigen::all);
   }
 };
 
-HiddenUnits RunHidden(const Matrix& r_ND, const Matrix& d_o_ND, const SwiGluWeights& weights) {
+SlicedUnits RunHidden(const Matrix& r_ND, const Matrix& d_o_ND, const ExpertWeights& weights) {
   const Arithmetic math(std::nullopt);
-  const SwiGluForward forward = RunSwiGlu(math, r_ND, weights);
+  const ExpertKind kind = SwiGlu();
+  const EstimatedForward forward = EstimateForward(math, kind, weights, r_ND);
+  const auto& [gate_NF, up_NF, silu_NF, unused_NF, hidden_NF] = forward.units;
   const Matrix d_hidden_NF = d_o_ND * weights.w2_DF;
-  return {.hidden_NF = forward.hidden_NF.value,
-          .d_gate_NF = d_hidden_NF.cwiseProduct(forward.up_NF.value)
-                           .cwiseProduct(forward.gate_NF.value.unaryExpr(&SiluSlope)),
-          .d_up_NF = d_hidden_NF.cwiseProduct(forward.silu_NF.value)};
+  return {
+      .hidden_NF = hidden_NF.value,
+      .d_gate_NF =
+          d_hidden_NF.cwiseProduct(up_NF.value).cwiseProduct(gate_NF.value.unaryExpr(kind.a.slope)),
+      .d_up_NF = d_hidden_NF.cwiseProduct(silu_NF.value)};
 }
 
-ExpertSums SumsOf(const HiddenUnits& units, const Matrix& r_ND, const Matrix& d_o_ND,
+ExpertSums SumsOf(const SlicedUnits& units, const Matrix& r_ND, const Matrix& d_o_ND,
                   const std::vector<std::int64_t>& tokens) {
   return {.d_w1_FD = {tokens, units.d_gate_NF, r_ND},
           .d_w3_FD = {tokens, units.d_up_NF, r_ND},
@@ -163,8 +166,8 @@ void Contributions::RunExperts() {
     if (rows.tokens.empty()) {
       continue;
     }
-    const SwiGluWeights weights = problem_.expert(expert);
-    const HiddenUnits units = RunHidden(rows.r_ND, rows.d_o_ND, weights);
+    const ExpertWeights weights = problem_.expert(expert);
+    const SlicedUnits units = RunHidden(rows.r_ND, rows.d_o_ND, weights);
     const auto p = rows.p_N1.col(0).asDiagonal();
     for (std::int64_t slice = 0; slice < slices_; ++slice) {
       const auto chosen = UnitsOf(partition_.slice_F, slice, units.hidden_NF.cols());
@@ -196,7 +199,7 @@ void Contributions::RunShared() {
     a_T = (x_TD * problem_.shared_gate_D).unaryExpr(&Sigmoid);
   }
   const Matrix d_o_TD = a_T.asDiagonal() * problem_.d_y_TD;
-  const HiddenUnits units = RunHidden(x_TD, d_o_TD, problem_.shared);
+  const SlicedUnits units = RunHidden(x_TD, d_o_TD, problem_.shared);
   shared_ = SumsOf(units, x_TD, d_o_TD, tokens);
   for (std::int64_t slice = 0; slice < shared_slices_; ++slice) {
     const auto chosen = UnitsOf(partition_.shared_slice_F, slice, units.hidden_NF.cols());
@@ -242,7 +245,7 @@ const TokenSum& Contributions::d_shared_gate_D(std::int64_t shared_slice) const 
 
 ExpertSums Contributions::OfExpert(std::int64_t expert) const {
   const ExpertRows rows = RowsOfExpert(model_, problem_, routing_, p_TK_, expert);
-  const HiddenUnits units = RunHidden(rows.r_ND, rows.d_o_ND, problem_.expert(expert));
+  const SlicedUnits units = RunHidden(rows.r_ND, rows.d_o_ND, problem_.expert(expert));
   return SumsOf(units, rows.r_ND, rows.d_o_ND, rows.tokens);
 }
 

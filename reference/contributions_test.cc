@@ -18,7 +18,7 @@ Matrix Random(std::mt19937& random, std::int64_t rows, std::int64_t cols) {
 struct Step {
   Model model;
   Problem problem;
-  std::vector<SwiGluWeights> experts;
+  std::vector<ExpertWeights> experts;
 
   explicit Step(const Model& m) : model(m) {
     std::mt19937 random(7);
@@ -129,7 +129,7 @@ TEST(Contributions, ASliceIsWhatTheOtherHiddenUnitsLeaveOut) {
       RunStep(step.model, step.problem, {}, [](const ExpertGradients&) {}).routing;
   const Contributions whole(step.model, step.problem, routing, kParts);
   // Without the other slices' output weights, the whole is the slice.
-  for (SwiGluWeights& weights : step.experts) {
+  for (ExpertWeights& weights : step.experts) {
     for (const Eigen::Index f : {1, 2, 3, 4}) {
       weights.w2_DF.col(f).setZero();
     }

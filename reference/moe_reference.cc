@@ -1,7 +1,7 @@
 // The step, top to bottom: route, experts one at a time (forward and backward), shared experts,
-// router backward. Formulas of a single expert are in swiglu.cc, those of the router in router.cc.
+// router backward. Formulas of a single expert are in expert.h, those of the router in router.cc.
 //
-// With p the combine weights and E_e the SwiGLU of expert e, summed over the K slots of each token:
+// With p the combine weights and E_e expert e, summed over the K slots of each token:
 //   before_experts  y = sum E_e(p x)     d_p = <d_r, x>    d_x = p d_r     with r = p x
 //   after_experts   y = sum p E_e(x)     d_p = <d_y, o>    d_x = d_r       with o = E_e(x)
 #include "reference/moe_reference.h"
@@ -14,8 +14,8 @@
 
 #include "harness/base/error.h"
 #include "reference/arithmetic.h"
+#include "reference/expert_estimate.h"
 #include "reference/router.h"
-#include "reference/swiglu.h"
 
 namespace moe::reference {
 namespace {
@@ -95,11 +95,12 @@ Routing ChooseRouting(const Model& model, Routing own, const Routing* forced) {
 ExpertGradients RunExpert(const Arithmetic& math, const Model& model, const Problem& problem,
                           std::int64_t expert, const ExpertSlots& slots, const Estimate& p_TK,
                           StepResult& result, Estimate& d_p_TK) {
-  const SwiGluWeights weights = problem.expert(expert);
+  const ExpertWeights weights = problem.expert(expert);
   if (slots.tokens.empty()) {
     return {expert, 0, math.Zero(model.d_expert, model.d_model),
             math.Zero(model.d_expert, model.d_model), math.Zero(model.d_model, model.d_expert)};
   }
+  const ExpertKind kind = SwiGlu();
   // A cast of rows is one of their gradients too, and what multiplies them is computed in it.
   const Cast& cast_in = math.unit().routed_in;
   const Cast& cast_out = math.unit().routed_out;
@@ -110,31 +111,31 @@ ExpertGradients RunExpert(const Arithmetic& math, const Model& model, const Prob
   const Estimate x_ND = math.Rounded(RowsOf(problem.x_TD, slots.tokens), cast_in);
   const Estimate d_y_ND = math.Rounded(RowsOf(problem.d_y_TD, slots.tokens), cast_out);
 
-  SwiGluBackward backward;
+  EstimatedBackward backward;
   if (model.score_placement == ScorePlacement::kBeforeExperts) {
     const Estimate r_ND = math.ScaleRows(x_ND, p_N1, in.store);
-    const SwiGluForward forward = RunSwiGlu(math, r_ND, weights, cast_out);
+    const EstimatedForward forward = EstimateForward(math, kind, weights, r_ND, cast_out);
     math.AddToRows(forward.o_ND, slots.tokens, out, result.y_TD);
 
-    backward = RunSwiGluBackward(math, r_ND, weights, forward, d_y_ND, cast_in);
+    backward = EstimateBackward(math, kind, weights, forward, r_ND, d_y_ND, cast_in);
     Scatter(math,
             math.RowDots(backward.d_r_ND, x_ND, std::max(scores, cast_in.unit), in.accumulate),
             slots, d_p_TK);
     math.AddToRows(math.ScaleRows(backward.d_r_ND, p_N1, in.store), slots.tokens, in,
                    result.d_x_TD);
   } else {
-    const SwiGluForward forward = RunSwiGlu(math, x_ND, weights, cast_out);
+    const EstimatedForward forward = EstimateForward(math, kind, weights, x_ND, cast_out);
     math.AddToRows(math.ScaleRows(forward.o_ND, p_N1, out.store), slots.tokens, out, result.y_TD);
 
     const Estimate d_o_ND = math.ScaleRows(d_y_ND, p_N1, out.store);
-    backward = RunSwiGluBackward(math, x_ND, weights, forward, d_o_ND, cast_in);
+    backward = EstimateBackward(math, kind, weights, forward, x_ND, d_o_ND, cast_in);
     Scatter(math,
             math.RowDots(forward.o_ND, d_y_ND, std::max(scores, cast_out.unit), out.accumulate),
             slots, d_p_TK);
     math.AddToRows(backward.d_r_ND, slots.tokens, in, result.d_x_TD);
   }
-  return {expert, std::ssize(slots.tokens), std::move(backward.d_w1_FD),
-          std::move(backward.d_w3_FD), std::move(backward.d_w2_DF)};
+  return {expert, std::ssize(slots.tokens), std::move(backward.weights.d_w1_FD),
+          std::move(backward.weights.d_w3_FD), std::move(backward.weights.d_w2_DF)};
 }
 
 // Shared experts, y += FFN(x), or with a gate y += a FFN(x), a = sigmoid(x . shared_gate).
@@ -145,8 +146,9 @@ void RunSharedExperts(const Arithmetic& math, const Model& model, const Problem&
   std::vector<std::int64_t> tokens(static_cast<std::size_t>(x_TD.rows()));
   std::iota(tokens.begin(), tokens.end(), 0);
 
-  const SwiGluForward forward = RunSwiGlu(math, x_TD, problem.shared);
-  SwiGluBackward backward;
+  const ExpertKind kind = SwiGlu();
+  const EstimatedForward forward = EstimateForward(math, kind, problem.shared, x_TD);
+  EstimatedBackward backward;
   if (model.shared_gate) {
     const Matrix shared_gate_1D = problem.shared_gate_D.transpose();
     const Estimate z_T1 = math.Product(x_TD, Transposed(shared_gate_1D), Sum::kLocal);
@@ -156,7 +158,7 @@ void RunSharedExperts(const Arithmetic& math, const Model& model, const Problem&
     math.AddToRows(math.ScaleRows(forward.o_ND, a_T1, store), tokens, result.y_TD);
 
     const Estimate d_o_TD = math.ScaleRows(problem.d_y_TD, a_T1, store);
-    backward = RunSwiGluBackward(math, x_TD, problem.shared, forward, d_o_TD);
+    backward = EstimateBackward(math, kind, problem.shared, forward, x_TD, d_o_TD);
     const Estimate d_a_T1 =
         math.RowDots(forward.o_ND, problem.d_y_TD, store, math.unit().accumulate);
     const Estimate slope_T1 =
@@ -166,12 +168,12 @@ void RunSharedExperts(const Arithmetic& math, const Model& model, const Problem&
     math.AddToRows(math.Product(d_z_T1, shared_gate_1D, Sum::kHidden), tokens, result.d_x_TD);
   } else {
     math.AddToRows(forward.o_ND, tokens, result.y_TD);
-    backward = RunSwiGluBackward(math, x_TD, problem.shared, forward, problem.d_y_TD);
+    backward = EstimateBackward(math, kind, problem.shared, forward, x_TD, problem.d_y_TD);
   }
   math.AddToRows(backward.d_r_ND, tokens, result.d_x_TD);
-  result.d_shared_w1_FD = std::move(backward.d_w1_FD);
-  result.d_shared_w3_FD = std::move(backward.d_w3_FD);
-  result.d_shared_w2_DF = std::move(backward.d_w2_DF);
+  result.d_shared_w1_FD = std::move(backward.weights.d_w1_FD);
+  result.d_shared_w3_FD = std::move(backward.weights.d_w3_FD);
+  result.d_shared_w2_DF = std::move(backward.weights.d_w2_DF);
 }
 
 // From d_logits to the gate, its bias and the tokens.

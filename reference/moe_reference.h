@@ -18,10 +18,18 @@ namespace moe::reference {
 using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using Vector = Eigen::VectorXd;
 
-struct SwiGluWeights {
+struct ExpertWeights {
   Matrix w1_FD;  // gate projection
   Matrix w3_FD;  // up projection
   Matrix w2_DF;  // down projection
+};
+
+// What a gradient is, a value or the terms of a sum, is for the user to say.
+template <typename Gradient>
+struct WeightGradients {
+  Gradient d_w1_FD;
+  Gradient d_w3_FD;
+  Gradient d_w2_DF;
 };
 
 // The whole problem. Members that the model does not have stay empty.
@@ -31,8 +39,8 @@ struct Problem {
   Matrix gate_ED;
   Vector gate_bias_E;
   Vector expert_bias_E;
-  std::function<SwiGluWeights(std::int64_t expert)> expert;  // called once per expert, in order
-  SwiGluWeights shared;  // w1 [F,D], w3 [F,D], w2 [D,F] with F = d_shared
+  std::function<ExpertWeights(std::int64_t expert)> expert;  // called once per expert, in order
+  ExpertWeights shared;  // w1 [F,D], w3 [F,D], w2 [D,F] with F = d_shared
   Vector shared_gate_D;
 };
 

@@ -31,7 +31,7 @@ Matrix Noise(std::int64_t rows, std::int64_t cols, double frequency, double size
 struct Layer {
   Model model;
   Problem problem;  // problem.expert is set anew by RunLayer, since it must refer to `experts`
-  std::vector<SwiGluWeights> experts;
+  std::vector<ExpertWeights> experts;
 };
 
 struct Outcome {
@@ -54,7 +54,7 @@ double Loss(Layer& layer) {
   return RunLayer(layer).step.y_TD.value.cwiseProduct(layer.problem.d_y_TD).sum();
 }
 
-SwiGluWeights Weights(std::int64_t f, std::int64_t d, double frequency) {
+ExpertWeights Weights(std::int64_t f, std::int64_t d, double frequency) {
   return {Noise(f, d, frequency, 0.9), Noise(f, d, frequency + 0.7, 0.8),
           Noise(d, f, frequency + 1.3, 0.7)};
 }
@@ -182,7 +182,7 @@ TEST(Reference, GateBiasGradientMatchesCentralDifferences) {
 TEST(Reference, ExpertGradientsMatchCentralDifferences) {
   ForAllModels([](Layer& layer, const Outcome& outcome) {
     for (const ExpertGradients& got : outcome.experts) {
-      SwiGluWeights& weights = layer.experts[static_cast<std::size_t>(got.expert)];
+      ExpertWeights& weights = layer.experts[static_cast<std::size_t>(got.expert)];
       ExpectCentralDifferences(layer, Flat(weights.w1_FD), got.d_w1_FD.value, "d_w1_EFD");
       ExpectCentralDifferences(layer, Flat(weights.w3_FD), got.d_w3_FD.value, "d_w3_EFD");
       ExpectCentralDifferences(layer, Flat(weights.w2_DF), got.d_w2_DF.value, "d_w2_EDF");
@@ -193,7 +193,7 @@ TEST(Reference, ExpertGradientsMatchCentralDifferences) {
 TEST(Reference, SharedExpertGradientsMatchCentralDifferences) {
   ForAllModels([](Layer& layer, const Outcome& outcome) {
     if (layer.model.d_shared > 0) {
-      SwiGluWeights& weights = layer.problem.shared;
+      ExpertWeights& weights = layer.problem.shared;
       const StepResult& got = outcome.step;
       ExpectCentralDifferences(layer, Flat(weights.w1_FD), got.d_shared_w1_FD.value, "shared w1");
       ExpectCentralDifferences(layer, Flat(weights.w3_FD), got.d_shared_w3_FD.value, "shared w3");
@@ -226,7 +226,7 @@ TEST(Reference, OutputIsTheFormulaTokenByToken) {
   Layer layer = MakeLayer(model);
   const Outcome got = RunLayer(layer);
   const auto sigmoid = [](double z) { return 1.0 / (1.0 + std::exp(-z)); };
-  const auto ffn = [&sigmoid](const SwiGluWeights& w, const Vector& r) -> Vector {
+  const auto ffn = [&sigmoid](const ExpertWeights& w, const Vector& r) -> Vector {
     Vector hidden = w.w1_FD * r;
     const Vector up = w.w3_FD * r;
     for (Eigen::Index f = 0; f < hidden.size(); ++f) {

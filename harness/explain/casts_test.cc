@@ -98,7 +98,7 @@ class CastingStep {
   double RunExpert(std::int64_t token, std::int64_t expert, double p, const Values& x,
                    const Values& d_y) {
     const bool before = model_.score_placement == ScorePlacement::kBeforeExperts;
-    const reference::SwiGluWeights weights = problem_.expert(expert);
+    const reference::ExpertWeights weights = problem_.expert(expert);
     const std::size_t d = x.size();
     Values r(d);
     Values d_o(d);

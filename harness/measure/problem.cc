@@ -153,7 +153,7 @@ reference::Problem MakeProblem(const Model& model, const TensorSource& source) {
     problem.shared_gate_D = ReadWhole(source, "shared_gate_D", model).transpose();
   }
   problem.expert = [&source, model](std::int64_t expert) {
-    return reference::SwiGluWeights{ReadExpert(source, "w1_EFD", model, expert),
+    return reference::ExpertWeights{ReadExpert(source, "w1_EFD", model, expert),
                                     ReadExpert(source, "w3_EFD", model, expert),
                                     ReadExpert(source, "w2_EDF", model, expert)};
   };
