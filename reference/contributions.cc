@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "reference/arithmetic.h"
-#include "reference/expert_estimate.h"
+#include "reference/expert.h"
 #include "reference/router.h"
 
 namespace moe::reference {
@@ -20,15 +20,14 @@ std::int64_t PartOf(const std::vector<std::int64_t>& part, std::int64_t index) {
 }
 
 // The hidden units of one slice.
-std::vector<Eigen::Index> UnitsOf(const std::vector<std::int64_t>& slice_F, std::int64_t slice,
-                                  Eigen::Index units) {
-  std::vector<Eigen::Index> chosen;
-  for (Eigen::Index f = 0; f < units; ++f) {
-    if (PartOf(slice_F, f) == slice) {
-      chosen.push_back(f);
-    }
+using Slice = std::vector<Eigen::Index>;
+
+std::vector<Slice> SlicesOf(const std::vector<std::int64_t>& slice_F, std::int64_t units) {
+  std::vector<Slice> slices(static_cast<std::size_t>(PartsOf(slice_F)));
+  for (std::int64_t f = 0; f < units; ++f) {
+    slices[static_cast<std::size_t>(PartOf(slice_F, f))].push_back(f);
   }
-  return chosen;
+  return slices;
 }
 
 std::vector<std::int64_t> AllTokens(const Matrix& x_TD) {
@@ -43,42 +42,45 @@ void AddRows(const Matrix& part, const std::vector<std::int64_t>& tokens, Matrix
   }
 }
 
-// One SwiGLU, forward and backward up to the hidden units. Everything behind a slice of them, in
-// either direction, is that slice's share.
-struct SlicedUnits {
-  Matrix hidden_NF;
-  Matrix d_gate_NF;
-  Matrix d_up_NF;
+// The Math of expert.h that keeps terms apart: plain values, except that a sum over hidden units is
+// one matrix for each slice of them and a sum over tokens is the list of its terms.
+class TermMath {
+ public:
+  using Rows = Matrix;
+  using HiddenSum = std::vector<Matrix>;
+  using TokenSum = reference::TokenSum;
 
-  Matrix OutputOf(const std::vector<Eigen::Index>& slice, const ExpertWeights& weights) const {
-    return hidden_NF(Eigen::all, slice) * weights.w2_DF(Eigen::all, slice).transpose();
+  // Both must outlive this. Row n is of token tokens[n].
+  TermMath(const std::vector<Slice>& slices, const std::vector<std::int64_t>& tokens)
+      : slices_(slices), tokens_(tokens) {}
+
+  static Matrix Product(const Matrix& a, const Operand& b) {
+    return b.transposed ? Matrix(a * b.value.transpose()) : Matrix(a * b.value);
   }
-  Matrix InputGradientOf(const std::vector<Eigen::Index>& slice,
-                         const ExpertWeights& weights) const {
-    return d_gate_NF(Eigen::all, slice) * weights.w1_FD(slice, Eigen::all) +
-           d_up_NF(Eigen::all, slice) * weights.w3_FD(slice, Eigen::all);
+  HiddenSum SumOverHidden(const Matrix& a_NF, const Operand& b) const {
+    HiddenSum parts;
+    for (const Slice& slice : slices_) {
+      const auto a = a_NF(Eigen::all, slice);
+      parts.emplace_back(b.transposed ? Matrix(a * b.value(Eigen::all, slice).transpose())
+                                      : Matrix(a * b.value(slice, Eigen::all)));
+    }
+    return parts;
   }
+  TokenSum SumOverTokens(const Matrix& a, const Matrix& b) const { return {tokens_, a, b}; }
+  static HiddenSum Add(HiddenSum a, const HiddenSum& b) {
+    for (std::size_t slice = 0; slice < a.size(); ++slice) {
+      a[slice] += b[slice];
+    }
+    return a;
+  }
+  static Matrix Multiply(const Matrix& a, const Matrix& b) { return a.cwiseProduct(b); }
+  static Matrix Value(const Function& f, const Matrix& u) { return u.unaryExpr(f.value); }
+  static Matrix Slope(const Function& f, const Matrix& u) { return u.unaryExpr(f.slope); }
+
+ private:
+  const std::vector<Slice>& slices_;
+  const std::vector<std::int64_t>& tokens_;
 };
-
-SlicedUnits RunHidden(const Matrix& r_ND, const Matrix& d_o_ND, const ExpertWeights& weights) {
-  const Arithmetic math(std::nullopt);
-  const ExpertKind kind = SwiGlu();
-  const EstimatedForward forward = EstimateForward(math, kind, weights, r_ND);
-  const auto& [gate_NF, up_NF, silu_NF, unused_NF, hidden_NF] = forward.units;
-  const Matrix d_hidden_NF = d_o_ND * weights.w2_DF;
-  return {
-      .hidden_NF = hidden_NF.value,
-      .d_gate_NF =
-          d_hidden_NF.cwiseProduct(up_NF.value).cwiseProduct(gate_NF.value.unaryExpr(kind.a.slope)),
-      .d_up_NF = d_hidden_NF.cwiseProduct(silu_NF.value)};
-}
-
-ExpertSums SumsOf(const SlicedUnits& units, const Matrix& r_ND, const Matrix& d_o_ND,
-                  const std::vector<std::int64_t>& tokens) {
-  return {.d_w1_FD = {tokens, units.d_gate_NF, r_ND},
-          .d_w3_FD = {tokens, units.d_up_NF, r_ND},
-          .d_w2_DF = {tokens, d_o_ND, units.hidden_NF}};
-}
 
 // The slots of one expert and what enters and leaves it.
 struct ExpertRows {
@@ -161,18 +163,20 @@ void Contributions::RunExperts() {
     }
   }
   const bool before = model_.score_placement == ScorePlacement::kBeforeExperts;
+  const std::vector<Slice> slices = SlicesOf(partition_.slice_F, model_.d_expert);
   for (std::int64_t expert = 0; expert < model_.experts; ++expert) {
     const ExpertRows rows = RowsOfExpert(model_, problem_, routing_, p_TK_, expert);
     if (rows.tokens.empty()) {
       continue;
     }
     const ExpertWeights weights = problem_.expert(expert);
-    const SlicedUnits units = RunHidden(rows.r_ND, rows.d_o_ND, weights);
+    const TermMath terms(slices, rows.tokens);
+    const ExpertForward forward = RunForward(terms, SwiGlu(), weights, rows.r_ND);
+    const ExpertBackward backward = RunBackward(terms, SwiGlu(), weights, forward, rows.d_o_ND);
     const auto p = rows.p_N1.col(0).asDiagonal();
     for (std::int64_t slice = 0; slice < slices_; ++slice) {
-      const auto chosen = UnitsOf(partition_.slice_F, slice, units.hidden_NF.cols());
-      const Matrix o_ND = units.OutputOf(chosen, weights);
-      const Matrix d_r_ND = units.InputGradientOf(chosen, weights);
+      const Matrix& o_ND = forward.o_ND[static_cast<std::size_t>(slice)];
+      const Matrix& d_r_ND = backward.d_r_ND[static_cast<std::size_t>(slice)];
       const auto term =
           static_cast<std::size_t>(PartOf(partition_.owner_E, expert) * slices_ + slice);
       AddRows(before ? o_ND : Matrix(p * o_ND), rows.tokens, y_TD_[term].value_TD);
@@ -199,12 +203,14 @@ void Contributions::RunShared() {
     a_T = (x_TD * problem_.shared_gate_D).unaryExpr(&Sigmoid);
   }
   const Matrix d_o_TD = a_T.asDiagonal() * problem_.d_y_TD;
-  const SlicedUnits units = RunHidden(x_TD, d_o_TD, problem_.shared);
-  shared_ = SumsOf(units, x_TD, d_o_TD, tokens);
+  const std::vector<Slice> slices = SlicesOf(partition_.shared_slice_F, model_.d_shared);
+  const TermMath terms(slices, tokens);
+  const ExpertForward forward = RunForward(terms, SwiGlu(), problem_.shared, x_TD);
+  const ExpertBackward backward = RunBackward(terms, SwiGlu(), problem_.shared, forward, d_o_TD);
+  shared_ = GradientsOfWeights(terms, forward, backward, x_TD, d_o_TD);
   for (std::int64_t slice = 0; slice < shared_slices_; ++slice) {
-    const auto chosen = UnitsOf(partition_.shared_slice_F, slice, units.hidden_NF.cols());
-    const Matrix o_TD = units.OutputOf(chosen, problem_.shared);
-    Matrix d_x_TD = units.InputGradientOf(chosen, problem_.shared);
+    const Matrix& o_TD = forward.o_ND[static_cast<std::size_t>(slice)];
+    Matrix d_x_TD = backward.d_r_ND[static_cast<std::size_t>(slice)];
     if (model_.shared_gate) {
       const Vector d_z_T = o_TD.cwiseProduct(problem_.d_y_TD)
                                .rowwise()
@@ -245,8 +251,12 @@ const TokenSum& Contributions::d_shared_gate_D(std::int64_t shared_slice) const 
 
 ExpertSums Contributions::OfExpert(std::int64_t expert) const {
   const ExpertRows rows = RowsOfExpert(model_, problem_, routing_, p_TK_, expert);
-  const SlicedUnits units = RunHidden(rows.r_ND, rows.d_o_ND, problem_.expert(expert));
-  return SumsOf(units, rows.r_ND, rows.d_o_ND, rows.tokens);
+  const ExpertWeights weights = problem_.expert(expert);
+  const std::vector<Slice> no_slices;  // neither o nor d_r is asked for
+  const TermMath terms(no_slices, rows.tokens);
+  const ExpertForward forward = RunForward(terms, SwiGlu(), weights, rows.r_ND);
+  const ExpertBackward backward = RunBackward(terms, SwiGlu(), weights, forward, rows.d_o_ND);
+  return GradientsOfWeights(terms, forward, backward, rows.r_ND, rows.d_o_ND);
 }
 
 }  // namespace moe::reference

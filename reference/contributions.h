@@ -45,11 +45,7 @@ struct TokenSum {
 // The terms of the tokens that `in_T` marks, added up: [R, C].
 Matrix SumOf(const TokenSum& sum, const std::vector<bool>& in_T);
 
-struct ExpertSums {
-  TokenSum d_w1_FD;
-  TokenSum d_w3_FD;
-  TokenSum d_w2_DF;
-};
+using ExpertSums = WeightGradients<TokenSum>;
 
 class Contributions {
  public:
