@@ -10,18 +10,28 @@
 
 #include "harness/base/error.h"
 #include "harness/inputs/hash.h"
+#include "reference/expert.h"
 
 namespace moe {
 namespace {
 
-// Above it sigmoid is exactly 1, and at its negative exactly 0, in float64 and so in float32:
-// exp(-2^10) underflows in both.
+// What enters the experts' function of w1 x, at the least in magnitude where it is not 0, and the
+// logits of experts that are not chosen: sigmoid is exactly 1 there, or at its negative exactly 0,
+// in float64 and so in float32, since exp(-2^10) underflows in both.
 constexpr double kSaturated = 1024.0;
 
 constexpr std::uint64_t kMostRedraws = 1000;
 
 // Fewer columns would make tokens of one class the same.
 constexpr std::int64_t kFewestFeatures = 4;
+
+// The Math of reference/expert.h for one hidden unit of one token.
+struct NumberMath {
+  using Rows = double;
+  static double Value(const reference::Function& f, double u) { return f.value(u); }
+  static double Slope(const reference::Function& f, double u) { return f.slope(u); }
+  static double Multiply(double a, double b) { return a * b; }
+};
 
 bool IsPowerOfTwo(double number) {
   int exponent = 0;
@@ -147,6 +157,7 @@ DyadicFill::UnitGradients DyadicFill::GradientsOf(std::int64_t expert, std::int6
   const auto at = [&](const Element& element, std::int64_t row, std::int64_t column) {
     return shared ? element(std::array{row, column}) : element(std::array{expert, row, column});
   };
+  const reference::ExpertKind kind = reference::SwiGlu();
   UnitGradients d_D;
   d_D.fill(std::vector<double>(static_cast<std::size_t>(model_.d_model), 0.0));
   for (const std::int64_t token : tokens) {
@@ -156,11 +167,11 @@ DyadicFill::UnitGradients DyadicFill::GradientsOf(std::int64_t expert, std::int6
     const double gate = at(w1, unit, feature) * x;
     const double up = at(w3, unit, feature) * x;
     const double d_hidden = DY(token, output) * at(w2, output, unit);
-    const double slope = gate > 0.0 ? 1.0 : (gate == 0.0 ? 0.5 : 0.0);
-    const double silu = std::max(gate, 0.0);
-    d_D[0][static_cast<std::size_t>(feature)] += d_hidden * up * slope * x;
-    d_D[1][static_cast<std::size_t>(feature)] += d_hidden * silu * x;
-    d_D[2][static_cast<std::size_t>(output)] += DY(token, output) * silu * up;
+    const auto hidden_unit = Activate(NumberMath(), kind, gate, up);
+    const auto gradient = ActivateBackward(NumberMath(), kind, hidden_unit, d_hidden);
+    d_D[0][static_cast<std::size_t>(feature)] += gradient.d_gate_NF * x;
+    d_D[1][static_cast<std::size_t>(feature)] += gradient.d_up_NF * x;
+    d_D[2][static_cast<std::size_t>(output)] += DY(token, output) * hidden_unit.hidden_NF;
   }
   return d_D;
 }

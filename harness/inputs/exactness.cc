@@ -8,19 +8,20 @@
 #include <vector>
 
 #include "harness/base/error.h"
+#include "reference/expert.h"
 #include "reference/moe_reference.h"
 
 namespace moe {
 namespace {
 
+using reference::ExpertWeights;
+using reference::Function;
 using reference::Matrix;
+using reference::Operand;
 using reference::Vector;
 
 // Consecutive whole numbers that bfloat16 holds: 2^8.
 constexpr double kWholeNumbers = 256.0;
-
-// SiLU of 0 and of arguments this large is exact (see dyadic_fill.h).
-constexpr double kSaturated = 1024.0;
 
 // The largest power of two that `value` is a multiple of.
 double StepOf(double value) {
@@ -103,6 +104,44 @@ Sums RowDots(const Sums& a, const Matrix& b) {
   return c;
 }
 
+// The Math of reference/expert.h in sums: what an operation reads is a number by then, and so a
+// term of its own.
+struct SumMath {
+  using Rows = Sums;
+  using HiddenSum = Sums;
+  using TokenSum = Sums;
+
+  // What is read, whatever it was added up from.
+  struct Known {
+    // NOLINTNEXTLINE(google-explicit-constructor): reads so
+    Known(const Matrix& matrix) : value(matrix) {}
+    // NOLINTNEXTLINE(google-explicit-constructor): reads so
+    Known(const Sums& sums) : value(sums.value) {}
+    const Matrix& value;
+  };
+
+  static Sums Product(const Known& a, const Operand& b) {
+    return moe::Product(Sums::Of(a.value), b.transposed ? Matrix(b.value.transpose()) : b.value);
+  }
+  static Sums SumOverHidden(const Sums& a, const Operand& b) { return Product(a, b); }
+  static Sums SumOverTokens(const Known& a, const Known& b) {
+    return moe::Product(Sums::Of(a.value.transpose()), b.value);
+  }
+  static Sums Add(Sums a, const Sums& b) {
+    a.Add(b);
+    return a;
+  }
+  static Sums Multiply(const Sums& a, const Sums& b) {
+    return Sums::Of(a.value.cwiseProduct(b.value));
+  }
+  static Sums Value(const Function& f, const Sums& u) {
+    return Sums::Of(u.value.unaryExpr(f.value));
+  }
+  static Sums Slope(const Function& f, const Sums& u) {
+    return Sums::Of(u.value.unaryExpr(f.slope));
+  }
+};
+
 // The step, like the reference's, with Sums in place of values.
 class ExactStep {
  public:
@@ -111,18 +150,19 @@ class ExactStep {
   void Run();
 
  private:
-  struct SwiGlu {
+  struct ExpertSums {
     Sums o_ND;
     Sums d_r_ND;
   };
 
   // Row `row` of the first dimension of a tensor of three, or the whole of a smaller one.
   Matrix Read(const std::string& name, std::int64_t row = -1) const;
-  // The value of sums that do not round; throws for sums that may.
-  Matrix Settled(const std::string& name, const Sums& sums) const;
-  SwiGlu RunSwiGlu(const std::string& prefix, const std::string& suffix, std::int64_t expert,
-                   const Matrix& r_ND, const Matrix& d_o_ND) const;
-  Sums RunExpert(std::int64_t expert, const std::vector<std::int64_t>& tokens, Sums& y_TD,
+  // Throws for sums that may round.
+  void RequireExact(const std::string& name, const Sums& sums) const;
+  void RequireExact(const Function& f, const Sums& argument) const;
+  ExpertSums RunExpert(const std::string& prefix, const std::string& suffix, std::int64_t expert,
+                       const Matrix& r_ND, const Matrix& d_o_ND) const;
+  Sums RunRouted(std::int64_t expert, const std::vector<std::int64_t>& tokens, Sums& y_TD,
                  Sums& d_x_TD) const;
   void RunShared(Sums& y_TD, Sums& d_x_TD) const;
   Sums LogitGradients(const Sums& d_p_TK) const;
@@ -146,7 +186,7 @@ Matrix ExactStep::Read(const std::string& name, std::int64_t row) const {
   return value;
 }
 
-Matrix ExactStep::Settled(const std::string& name, const Sums& sums) const {
+void ExactStep::RequireExact(const std::string& name, const Sums& sums) const {
   Eigen::Index row = 0;
   Eigen::Index col = 0;
   const Matrix steps = sums.size.cwiseQuotient(sums.step);  // 0 / inf is 0 where there is no term
@@ -158,50 +198,49 @@ Matrix ExactStep::Settled(const std::string& name, const Sums& sums) const {
                             name, sums.size(row, col), sums.step(row, col), steps(row, col),
                             kWholeNumbers));
   }
-  return sums.value;
 }
 
-// Forward and backward of one SwiGLU, whose output has the gradient d_o.
-ExactStep::SwiGlu ExactStep::RunSwiGlu(const std::string& prefix, const std::string& suffix,
-                                       std::int64_t expert, const Matrix& r_ND,
-                                       const Matrix& d_o_ND) const {
+void ExactStep::RequireExact(const Function& f, const Sums& argument) const {
+  for (const double u : argument.value.reshaped()) {
+    if (!f.is_exact(u)) {
+      throw Error(where_, fmt::format("the fill is dyadic, and {} of {} rounds; it must get {}",
+                                      f.name, u, f.exact_where));
+    }
+  }
+}
+
+// Forward and backward of one expert, whose output has the gradient d_o.
+ExactStep::ExpertSums ExactStep::RunExpert(const std::string& prefix, const std::string& suffix,
+                                           std::int64_t expert, const Matrix& r_ND,
+                                           const Matrix& d_o_ND) const {
   const auto name = [&](const char* tensor, const char* letters) {
     return prefix + tensor + suffix + letters;
   };
-  const Matrix w1_FD = Read(name("w1_", "FD"), expert);
-  const Matrix w3_FD = Read(name("w3_", "FD"), expert);
-  const Matrix w2_DF = Read(name("w2_", "DF"), expert);
-  const Matrix gate_NF =
-      Settled(name("w1_", "FD") + " x", Product(Sums::Of(r_ND), w1_FD.transpose()));
-  const Matrix up_NF =
-      Settled(name("w3_", "FD") + " x", Product(Sums::Of(r_ND), w3_FD.transpose()));
-  for (const double u : gate_NF.reshaped()) {
-    if (u != 0.0 && std::abs(u) < kSaturated) {
-      throw Error(where_, fmt::format("the fill is dyadic, and SiLU of {} rounds; it must get 0 or "
-                                      "at least {} in magnitude",
-                                      u, kSaturated));
-    }
+  const std::string w1 = name("w1_", "FD");
+  const std::string w3 = name("w3_", "FD");
+  const std::string w2 = name("w2_", "DF");
+  const ExpertWeights weights{Read(w1, expert), Read(w3, expert), Read(w2, expert)};
+  const reference::ExpertKind kind = reference::SwiGlu();
+  const SumMath math;
+  const reference::ExpertForward forward = RunForward(math, kind, weights, r_ND);
+  const reference::ExpertBackward backward = RunBackward(math, kind, weights, forward, d_o_ND);
+  const auto gradients = GradientsOfWeights(math, forward, backward, r_ND, d_o_ND);
+  RequireExact(w1 + " x", forward.units.gate_NF);
+  RequireExact(w3 + " x", forward.units.up_NF);
+  RequireExact(kind.a, forward.units.gate_NF);
+  if (kind.b) {
+    RequireExact(*kind.b, forward.units.up_NF);
   }
-  const Matrix silu_NF = gate_NF.cwiseMax(0.0);
-  const Matrix slope_NF =
-      gate_NF.unaryExpr([](double u) { return u > 0.0 ? 1.0 : (u == 0.0 ? 0.5 : 0.0); });
-  const Matrix hidden_NF = Settled("hidden", Sums::Of(silu_NF.cwiseProduct(up_NF)));
-
-  const Matrix d_hidden_NF = Settled("d_hidden", Product(Sums::Of(d_o_ND), w2_DF));
-  const Matrix d_up_NF = d_hidden_NF.cwiseProduct(silu_NF);
-  const Matrix d_gate_NF = d_hidden_NF.cwiseProduct(up_NF).cwiseProduct(slope_NF);
-  Settled("d_" + name("w1_", "FD"), Product(Sums::Of(d_gate_NF.transpose()), r_ND));
-  Settled("d_" + name("w3_", "FD"), Product(Sums::Of(d_up_NF.transpose()), r_ND));
-  Settled("d_" + name("w2_", "DF"), Product(Sums::Of(d_o_ND.transpose()), hidden_NF));
-
-  SwiGlu result{.o_ND = Product(Sums::Of(hidden_NF), w2_DF.transpose()),
-                .d_r_ND = Product(Sums::Of(d_gate_NF), w1_FD)};
-  result.d_r_ND.Add(Product(Sums::Of(d_up_NF), w3_FD));
-  return result;
+  RequireExact("hidden", forward.units.hidden_NF);
+  RequireExact("d_hidden", backward.d_hidden_NF);
+  RequireExact("d_" + w1, gradients.d_w1_FD);
+  RequireExact("d_" + w3, gradients.d_w3_FD);
+  RequireExact("d_" + w2, gradients.d_w2_DF);
+  return {.o_ND = forward.o_ND, .d_r_ND = backward.d_r_ND};
 }
 
 // One expert on the tokens that chose it: adds to y and d_x; returns its elements of d_p as [N, 1].
-Sums ExactStep::RunExpert(std::int64_t expert, const std::vector<std::int64_t>& tokens, Sums& y_TD,
+Sums ExactStep::RunRouted(std::int64_t expert, const std::vector<std::int64_t>& tokens, Sums& y_TD,
                           Sums& d_x_TD) const {
   const bool before = model_.score_placement == ScorePlacement::kBeforeExperts;
   Matrix x_ND(std::ssize(tokens), model_.d_model);
@@ -210,8 +249,8 @@ Sums ExactStep::RunExpert(std::int64_t expert, const std::vector<std::int64_t>& 
     x_ND.row(static_cast<Eigen::Index>(n)) = x_TD_.row(tokens[n]);
     d_y_ND.row(static_cast<Eigen::Index>(n)) = d_y_TD_.row(tokens[n]);
   }
-  const SwiGlu expert_step = RunSwiGlu("", "E", expert, before ? Matrix(weight_ * x_ND) : x_ND,
-                                       before ? d_y_ND : Matrix(weight_ * d_y_ND));
+  const ExpertSums expert_step = RunExpert("", "E", expert, before ? Matrix(weight_ * x_ND) : x_ND,
+                                           before ? d_y_ND : Matrix(weight_ * d_y_ND));
   const Sums part_of_y_ND = expert_step.o_ND.Scaled(before ? 1.0 : weight_);
   const Sums part_of_d_x_ND = expert_step.d_r_ND.Scaled(before ? weight_ : 1.0);
   for (std::size_t n = 0; n < tokens.size(); ++n) {
@@ -223,7 +262,7 @@ Sums ExactStep::RunExpert(std::int64_t expert, const std::vector<std::int64_t>& 
 
 void ExactStep::RunShared(Sums& y_TD, Sums& d_x_TD) const {
   const double gate = model_.shared_gate ? 0.5 : 1.0;
-  const SwiGlu shared = RunSwiGlu("shared_", "", -1, x_TD_, gate * d_y_TD_);
+  const ExpertSums shared = RunExpert("shared_", "", -1, x_TD_, gate * d_y_TD_);
   y_TD.Add(shared.o_ND.Scaled(gate));
   d_x_TD.Add(shared.d_r_ND);
   if (!model_.shared_gate) {
@@ -234,7 +273,7 @@ void ExactStep::RunShared(Sums& y_TD, Sums& d_x_TD) const {
     throw Error(where_, "the fill is dyadic, and x . shared_gate_D must be 0 for every token");
   }
   const Sums d_z_T1 = RowDots(shared.o_ND, d_y_TD_).Scaled(0.25);
-  Settled("d_shared_gate_D", Product(d_z_T1.Transposed(), x_TD_));
+  RequireExact("d_shared_gate_D", Product(d_z_T1.Transposed(), x_TD_));
   d_x_TD.Add(Product(d_z_T1, shared_gate_1D));
 }
 
@@ -282,7 +321,7 @@ void ExactStep::Run() {
     if (tokens.empty()) {
       continue;
     }
-    const Sums d_p_N1 = RunExpert(expert, tokens, y_TD, d_x_TD);
+    const Sums d_p_N1 = RunRouted(expert, tokens, y_TD, d_x_TD);
     for (std::size_t n = 0; n < tokens.size(); ++n) {
       const auto row = static_cast<Eigen::Index>(n);
       d_p_TK.AddTerm(tokens[n], slots[n], d_p_N1.value(row, 0), d_p_N1.size(row, 0),
@@ -292,7 +331,7 @@ void ExactStep::Run() {
   if (model_.d_shared > 0) {
     RunShared(y_TD, d_x_TD);
   }
-  Settled("y_TD", y_TD);
+  RequireExact("y_TD", y_TD);
 
   const Sums d_chosen_TK = LogitGradients(d_p_TK);
   Sums d_logits_TE = Sums::Zero(model_.tokens, model_.experts);
@@ -302,12 +341,13 @@ void ExactStep::Run() {
                           d_chosen_TK.size(token, slot), d_chosen_TK.step(token, slot));
     }
   }
-  Settled("d_gate_ED", Product(d_logits_TE.Transposed(), x_TD_));
+  RequireExact("d_gate_ED", Product(d_logits_TE.Transposed(), x_TD_));
   if (model_.gate_bias) {
-    Settled("d_gate_bias_E", Product(d_logits_TE.Transposed(), Matrix::Ones(model_.tokens, 1)));
+    RequireExact("d_gate_bias_E",
+                 Product(d_logits_TE.Transposed(), Matrix::Ones(model_.tokens, 1)));
   }
   d_x_TD.Add(Product(d_logits_TE, gate_ED));
-  Settled("d_x_TD", d_x_TD);
+  RequireExact("d_x_TD", d_x_TD);
 }
 
 }  // namespace
