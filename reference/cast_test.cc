@@ -86,35 +86,33 @@ void ExpectEqual(const Matrix& got, const Matrix& want, const char* what) {
 // Before the experts x is rounded and so is its product with the score; after them x alone.
 TEST(Cast, OfRowsBeforeTheExpertsRoundsTheRowsAndTheirProduct) {
   const auto [before, after] = RunBoth(Rounding{.routed_in = {.unit = kUnit}});
-  ExpectEqual(before.step.y_TD.worst_case, 2.0 / kScore * after.step.y_TD.worst_case, "y");
-  ExpectEqual(before.step.y_TD.deviation, std::sqrt(2.0) / kScore * after.step.y_TD.deviation, "y");
-  for (const auto gradient :
-       {&ExpertGradients::d_w1_FD, &ExpertGradients::d_w3_FD, &ExpertGradients::d_w2_DF}) {
-    ExpectEqual((before.expert.*gradient).worst_case, 2.0 * (after.expert.*gradient).worst_case,
-                "d_w");
+  ExpectEqual(before.step["y_TD"].worst_case, 2.0 / kScore * after.step["y_TD"].worst_case, "y");
+  ExpectEqual(before.step["y_TD"].deviation, std::sqrt(2.0) / kScore * after.step["y_TD"].deviation,
+              "y");
+  for (const auto gradient : {"d_w1_EFD", "d_w3_EFD", "d_w2_EDF"}) {
+    ExpectEqual(before.expert[gradient].worst_case, 2.0 * after.expert[gradient].worst_case, "d_w");
   }
   // d_r is rounded, scaled by the score with another rounding, and added up in 4 parts; or rounded
   // and added up.
-  ExpectEqual(before.step.d_x_TD.worst_case,
-              2.0 * kScore * after.step.d_x_TD.worst_case +
-                  ((1 + 1 + 4) - 2 * (1 + 4)) * kUnit * before.step.d_x_TD.value.cwiseAbs(),
+  ExpectEqual(before.step["d_x_TD"].worst_case,
+              2.0 * kScore * after.step["d_x_TD"].worst_case +
+                  ((1 + 1 + 4) - 2 * (1 + 4)) * kUnit * before.step["d_x_TD"].value.cwiseAbs(),
               "d_x");
 }
 
 // After the experts d_y is rounded and so is its product with the score; before them d_y alone.
 TEST(Cast, OfExpertOutputsRoundsTheirGradientAndItsProduct) {
   const auto [before, after] = RunBoth(Rounding{.routed_out = {.unit = kUnit}});
-  for (const auto gradient :
-       {&ExpertGradients::d_w1_FD, &ExpertGradients::d_w3_FD, &ExpertGradients::d_w2_DF}) {
-    ExpectEqual((after.expert.*gradient).worst_case, 2.0 * (before.expert.*gradient).worst_case,
-                "d_w");
+  for (const auto gradient : {"d_w1_EFD", "d_w3_EFD", "d_w2_EDF"}) {
+    ExpectEqual(after.expert[gradient].worst_case, 2.0 * before.expert[gradient].worst_case, "d_w");
   }
-  ExpectEqual(after.step.d_x_TD.worst_case, 2.0 / kScore * before.step.d_x_TD.worst_case, "d_x");
+  ExpectEqual(after.step["d_x_TD"].worst_case, 2.0 / kScore * before.step["d_x_TD"].worst_case,
+              "d_x");
   // The output is rounded, multiplied by the score where that comes after it, and added up.
-  ExpectEqual(before.step.y_TD.worst_case, (1 + 4) * kUnit * before.step.y_TD.value.cwiseAbs(),
-              "y");
-  ExpectEqual(after.step.y_TD.worst_case, (1 + 1 + 4) * kUnit * after.step.y_TD.value.cwiseAbs(),
-              "y");
+  ExpectEqual(before.step["y_TD"].worst_case,
+              (1 + 4) * kUnit * before.step["y_TD"].value.cwiseAbs(), "y");
+  ExpectEqual(after.step["y_TD"].worst_case,
+              (1 + 1 + 4) * kUnit * after.step["y_TD"].value.cwiseAbs(), "y");
 }
 
 // One token, one number per row: what a bound is relative to its tensor.
@@ -135,12 +133,12 @@ TEST(Cast, OfRowsRoundsBothFactorsOfTheScoresGradientAndTheResult) {
   const StepResult out_before = run(ScorePlacement::kBeforeExperts, out);
   const StepResult out_after = run(ScorePlacement::kAfterExperts, out);
   // o, d_y and the result are rounded; or d_y, which d_r is proportional to.
-  EXPECT_NEAR(Relative(out_after.d_gate_ED) / Relative(out_before.d_gate_ED), 3.0, 1e-9);
+  EXPECT_NEAR(Relative(out_after["d_gate_ED"]) / Relative(out_before["d_gate_ED"]), 3.0, 1e-9);
   // x goes into o only; or into d_r twice, which is rounded, as x and the result are.
-  const double of_one = Relative(out_before.d_gate_ED);  // for a d_p that is off by one unit
-  const double into_d_r = Relative(in_after.d_x_TD) / kUnit - (1 + 4);
-  EXPECT_NEAR(Relative(in_after.d_gate_ED) / of_one, Relative(in_after.y_TD) / kUnit, 1e-6);
-  EXPECT_NEAR(Relative(in_before.d_gate_ED) / of_one, 2.0 * into_d_r + 1 + 1 + 1, 1e-6);
+  const double of_one = Relative(out_before["d_gate_ED"]);  // for a d_p that is off by one unit
+  const double into_d_r = Relative(in_after["d_x_TD"]) / kUnit - (1 + 4);
+  EXPECT_NEAR(Relative(in_after["d_gate_ED"]) / of_one, Relative(in_after["y_TD"]) / kUnit, 1e-6);
+  EXPECT_NEAR(Relative(in_before["d_gate_ED"]) / of_one, 2.0 * into_d_r + 1 + 1 + 1, 1e-6);
 }
 
 // Two halves of the hidden units whose shares are 2^20 times as large as their sum.
@@ -156,7 +154,7 @@ TEST(Cast, OfSharesThatCancelIsAsLargeAsTheShares) {
     };
     const auto run = [&](std::int64_t ranks) {
       return RunLayer(layer, Rounding{.routed_out = {.unit = kUnit}, .hidden_ranks = ranks})
-          .step.y_TD;
+          .step["y_TD"];
     };
     const double size = run(1).value.norm();
     EXPECT_LT(run(1).worst_case.norm(), 0x1p4 * kUnit * size);
@@ -168,7 +166,8 @@ TEST(Cast, OfRowsBeforeTheExpertsIsOneOfTheSharesOfTheirGradients) {
   const Layer layer = MakeLayer(ScorePlacement::kBeforeExperts, 4, 3, 2);
   const auto bound = [&](std::int64_t ranks) {
     return RunLayer(layer, Rounding{.routed_in = {.unit = kUnit}, .hidden_ranks = ranks})
-        .step.d_x_TD.worst_case.norm();
+        .step["d_x_TD"]
+        .worst_case.norm();
   };
   EXPECT_GT(bound(2), 1.1 * bound(1));
 }
@@ -180,10 +179,10 @@ TEST(Cast, OfRowsAddsUpTheGradientOfTheScoreInIt) {
     (before ? rounding.routed_in : rounding.routed_out).accumulate = kUnit;
     const auto [of_before, of_after] = RunBoth(rounding);
     const Outcome& outcome = before ? of_before : of_after;
-    EXPECT_GT(outcome.step.d_gate_ED.worst_case.norm(), 0.0);
-    EXPECT_GT(outcome.step.d_gate_ED.deviation.norm(), 0.0);
-    EXPECT_EQ(outcome.step.y_TD.worst_case.norm(), 0.0);
-    EXPECT_EQ(outcome.expert.d_w1_FD.worst_case.norm(), 0.0);
+    EXPECT_GT(outcome.step["d_gate_ED"].worst_case.norm(), 0.0);
+    EXPECT_GT(outcome.step["d_gate_ED"].deviation.norm(), 0.0);
+    EXPECT_EQ(outcome.step["y_TD"].worst_case.norm(), 0.0);
+    EXPECT_EQ(outcome.expert["d_w1_EFD"].worst_case.norm(), 0.0);
   }
 }
 
@@ -197,19 +196,19 @@ TEST(Cast, OfTheRouterRoundsBothFactorsOfItsGradientsAndTheResults) {
   layer.problem.gate_ED(0, 0) = 0.7;
   layer.problem.gate_ED(1, 0) = -0.4;
   const StepResult rounded = RunLayer(layer, Rounding{.gate = {.unit = kUnit}}).step;
-  const Matrix& d_gate = rounded.d_gate_ED.value;
+  const Matrix& d_gate = rounded["d_gate_ED"].value;
   const auto sizes_of_d_x = [&] {  // of the two experts' parts
     const Matrix d_logits_E1 = d_gate.col(1) / layer.problem.x_TD(0, 1);
     return d_logits_E1.cwiseProduct(layer.problem.gate_ED.col(0)).eval();
   }();
-  ExpectEqual(rounded.d_gate_ED.worst_case, 2.0 * kUnit * d_gate.cwiseAbs(), "d_gate");
-  ExpectEqual(rounded.d_gate_bias_E.worst_case, kUnit * rounded.d_gate_bias_E.value.cwiseAbs(),
-              "d_gate_bias");
-  EXPECT_NEAR(rounded.d_x_TD.worst_case(0, 0),
+  ExpectEqual(rounded["d_gate_ED"].worst_case, 2.0 * kUnit * d_gate.cwiseAbs(), "d_gate");
+  ExpectEqual(rounded["d_gate_bias_E"].worst_case,
+              kUnit * rounded["d_gate_bias_E"].value.cwiseAbs(), "d_gate_bias");
+  EXPECT_NEAR(rounded["d_x_TD"].worst_case(0, 0),
               kUnit * (sizes_of_d_x.cwiseAbs().sum() + std::abs(sizes_of_d_x.sum())), 1e-9 * kUnit);
   const StepResult added = RunLayer(layer, Rounding{.gate = {.accumulate = kUnit}}).step;
-  ExpectEqual(added.d_gate_ED.worst_case, kUnit * d_gate.cwiseAbs(), "d_gate");
-  EXPECT_NEAR(added.d_x_TD.worst_case(0, 0), 2.0 * kUnit * sizes_of_d_x.cwiseAbs().sum(),
+  ExpectEqual(added["d_gate_ED"].worst_case, kUnit * d_gate.cwiseAbs(), "d_gate");
+  EXPECT_NEAR(added["d_x_TD"].worst_case(0, 0), 2.0 * kUnit * sizes_of_d_x.cwiseAbs().sum(),
               1e-9 * kUnit);
 }
 
@@ -217,7 +216,7 @@ TEST(Cast, OfTheRouterRoundsBothFactorsOfTheLogits) {
   Layer layer = MakeLayer(ScorePlacement::kAfterExperts, 1, 1, 1);
   layer.problem.gate_ED << 0.9, -0.4;
   const auto y = [&](const Rounding& rounding) {
-    return Relative(RunLayer(layer, rounding).step.y_TD);
+    return Relative(RunLayer(layer, rounding).step["y_TD"]);
   };
   const double of_logits = y(Rounding{.logits = kUnit});
   ASSERT_GT(of_logits, 0.0);

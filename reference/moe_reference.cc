@@ -94,11 +94,14 @@ Routing ChooseRouting(const Model& model, Routing own, const Routing* forced) {
 // One expert, forward and backward: adds to y and d_x, fills in its elements of d_p.
 ExpertGradients RunExpert(const Arithmetic& math, const Model& model, const Problem& problem,
                           std::int64_t expert, const ExpertSlots& slots, const Estimate& p_TK,
-                          StepResult& result, Estimate& d_p_TK) {
+                          Results& results, Estimate& d_p_TK) {
   const ExpertWeights weights = problem.expert(expert);
+  ExpertGradients gradients{.expert = expert, .tokens = std::ssize(slots.tokens)};
   if (slots.tokens.empty()) {
-    return {expert, 0, math.Zero(model.d_expert, model.d_model),
-            math.Zero(model.d_expert, model.d_model), math.Zero(model.d_model, model.d_expert)};
+    gradients.results["d_w1_EFD"] = math.Zero(model.d_expert, model.d_model);
+    gradients.results["d_w3_EFD"] = math.Zero(model.d_expert, model.d_model);
+    gradients.results["d_w2_EDF"] = math.Zero(model.d_model, model.d_expert);
+    return gradients;
   }
   const ExpertKind kind = SwiGlu();
   // A cast of rows is one of their gradients too, and what multiplies them is computed in it.
@@ -115,32 +118,35 @@ ExpertGradients RunExpert(const Arithmetic& math, const Model& model, const Prob
   if (model.score_placement == ScorePlacement::kBeforeExperts) {
     const Estimate r_ND = math.ScaleRows(x_ND, p_N1, in.store);
     const EstimatedForward forward = EstimateForward(math, kind, weights, r_ND, cast_out);
-    math.AddToRows(forward.o_ND, slots.tokens, out, result.y_TD);
+    math.AddToRows(forward.o_ND, slots.tokens, out, results["y_TD"]);
 
     backward = EstimateBackward(math, kind, weights, forward, r_ND, d_y_ND, cast_in);
     Scatter(math,
             math.RowDots(backward.d_r_ND, x_ND, std::max(scores, cast_in.unit), in.accumulate),
             slots, d_p_TK);
     math.AddToRows(math.ScaleRows(backward.d_r_ND, p_N1, in.store), slots.tokens, in,
-                   result.d_x_TD);
+                   results["d_x_TD"]);
   } else {
     const EstimatedForward forward = EstimateForward(math, kind, weights, x_ND, cast_out);
-    math.AddToRows(math.ScaleRows(forward.o_ND, p_N1, out.store), slots.tokens, out, result.y_TD);
+    math.AddToRows(math.ScaleRows(forward.o_ND, p_N1, out.store), slots.tokens, out,
+                   results["y_TD"]);
 
     const Estimate d_o_ND = math.ScaleRows(d_y_ND, p_N1, out.store);
     backward = EstimateBackward(math, kind, weights, forward, x_ND, d_o_ND, cast_in);
     Scatter(math,
             math.RowDots(forward.o_ND, d_y_ND, std::max(scores, cast_out.unit), out.accumulate),
             slots, d_p_TK);
-    math.AddToRows(backward.d_r_ND, slots.tokens, in, result.d_x_TD);
+    math.AddToRows(backward.d_r_ND, slots.tokens, in, results["d_x_TD"]);
   }
-  return {expert, std::ssize(slots.tokens), std::move(backward.weights.d_w1_FD),
-          std::move(backward.weights.d_w3_FD), std::move(backward.weights.d_w2_DF)};
+  gradients.results["d_w1_EFD"] = std::move(backward.weights.d_w1_FD);
+  gradients.results["d_w3_EFD"] = std::move(backward.weights.d_w3_FD);
+  gradients.results["d_w2_EDF"] = std::move(backward.weights.d_w2_DF);
+  return gradients;
 }
 
 // Shared experts, y += FFN(x), or with a gate y += a FFN(x), a = sigmoid(x . shared_gate).
 void RunSharedExperts(const Arithmetic& math, const Model& model, const Problem& problem,
-                      StepResult& result) {
+                      Results& results) {
   const double store = math.unit().store;
   const Matrix& x_TD = problem.x_TD;
   std::vector<std::int64_t> tokens(static_cast<std::size_t>(x_TD.rows()));
@@ -155,7 +161,7 @@ void RunSharedExperts(const Arithmetic& math, const Model& model, const Problem&
     const auto slope = [](double z) { return SigmoidSlopeOf(Sigmoid(z)); };
     const auto curvature = [](double a) { return 1.0 - 2.0 * a; };
     const Estimate a_T1 = math.Elementwise(z_T1, Sigmoid, slope, /*size=*/Sigmoid, store);
-    math.AddToRows(math.ScaleRows(forward.o_ND, a_T1, store), tokens, result.y_TD);
+    math.AddToRows(math.ScaleRows(forward.o_ND, a_T1, store), tokens, results["y_TD"]);
 
     const Estimate d_o_TD = math.ScaleRows(problem.d_y_TD, a_T1, store);
     backward = EstimateBackward(math, kind, problem.shared, forward, x_TD, d_o_TD);
@@ -164,21 +170,21 @@ void RunSharedExperts(const Arithmetic& math, const Model& model, const Problem&
     const Estimate slope_T1 =
         math.Elementwise(a_T1, SigmoidSlopeOf, curvature, /*size=*/SigmoidSlopeOf, store);
     const Estimate d_z_T1 = math.Multiply(d_a_T1, slope_T1, store);
-    result.d_shared_gate_D = math.Gradient(Transposed(d_z_T1), x_TD);
-    math.AddToRows(math.Product(d_z_T1, shared_gate_1D, Sum::kHidden), tokens, result.d_x_TD);
+    results["d_shared_gate_D"] = math.Gradient(Transposed(d_z_T1), x_TD);
+    math.AddToRows(math.Product(d_z_T1, shared_gate_1D, Sum::kHidden), tokens, results["d_x_TD"]);
   } else {
-    math.AddToRows(forward.o_ND, tokens, result.y_TD);
+    math.AddToRows(forward.o_ND, tokens, results["y_TD"]);
     backward = EstimateBackward(math, kind, problem.shared, forward, x_TD, problem.d_y_TD);
   }
-  math.AddToRows(backward.d_r_ND, tokens, result.d_x_TD);
-  result.d_shared_w1_FD = std::move(backward.weights.d_w1_FD);
-  result.d_shared_w3_FD = std::move(backward.weights.d_w3_FD);
-  result.d_shared_w2_DF = std::move(backward.weights.d_w2_DF);
+  math.AddToRows(backward.d_r_ND, tokens, results["d_x_TD"]);
+  results["d_shared_w1_FD"] = std::move(backward.weights.d_w1_FD);
+  results["d_shared_w3_FD"] = std::move(backward.weights.d_w3_FD);
+  results["d_shared_w2_DF"] = std::move(backward.weights.d_w2_DF);
 }
 
 // From d_logits to the gate, its bias and the tokens.
 void RunGateBackward(const Arithmetic& math, const Model& model, const Problem& problem,
-                     const Estimate& d_logits_TE, StepResult& result) {
+                     const Estimate& d_logits_TE, Results& results) {
   std::vector<std::int64_t> tokens(static_cast<std::size_t>(problem.x_TD.rows()));
   std::iota(tokens.begin(), tokens.end(), 0);
 
@@ -186,12 +192,13 @@ void RunGateBackward(const Arithmetic& math, const Model& model, const Problem& 
   const Units units = math.UnitsOf(cast);
   const Estimate x_TD = math.Rounded(problem.x_TD, cast);
   const Estimate gate_ED = math.Rounded(problem.gate_ED, cast);
-  result.d_gate_ED = math.Gradient(Transposed(d_logits_TE), x_TD, units);
+  results["d_gate_ED"] = math.Gradient(Transposed(d_logits_TE), x_TD, units);
   if (model.gate_bias) {
     const Matrix ones_1T = Matrix::Ones(1, problem.x_TD.rows());
-    result.d_gate_bias_E = math.Gradient(ones_1T, d_logits_TE, units);
+    results["d_gate_bias_E"] = math.Gradient(ones_1T, d_logits_TE, units);
   }
-  math.AddToRows(math.Product(d_logits_TE, gate_ED, Sum::kExperts, units), tokens, result.d_x_TD);
+  math.AddToRows(math.Product(d_logits_TE, gate_ED, Sum::kExperts, units), tokens,
+                 results["d_x_TD"]);
 }
 
 }  // namespace
@@ -213,23 +220,23 @@ StepResult RunStep(const Model& model, const Problem& problem, const StepOptions
   const CombineWeights weights = WeighSlots(math, model, scores_TE, result.routing);
 
   // Experts: forward and backward of one before the next, so that only one is held.
-  result.y_TD = math.Zero(tokens, model.d_model);
-  result.d_x_TD = math.Zero(tokens, model.d_model);
+  result.results["y_TD"] = math.Zero(tokens, model.d_model);
+  result.results["d_x_TD"] = math.Zero(tokens, model.d_model);
   Estimate d_p_TK = math.Zero(tokens, model.top_k);
   const std::vector<ExpertSlots> slots_E = SlotsByExpert(model, result.routing);
   for (std::int64_t expert = 0; expert < model.experts; ++expert) {
     const ExpertSlots& slots = slots_E[static_cast<std::size_t>(expert)];
     result.tokens_per_expert_E.push_back(std::ssize(slots.tokens));
-    on_expert(RunExpert(math, model, problem, expert, slots, weights.p_TK, result, d_p_TK));
+    on_expert(RunExpert(math, model, problem, expert, slots, weights.p_TK, result.results, d_p_TK));
   }
   if (model.d_shared > 0) {
-    RunSharedExperts(math, model, problem, result);
+    RunSharedExperts(math, model, problem, result.results);
   }
 
   // Router backward.
   const Estimate d_logits_TE =
       RouterBackward(math, model, result.routing, scores_TE, weights, d_p_TK);
-  RunGateBackward(math, model, problem, d_logits_TE, result);
+  RunGateBackward(math, model, problem, d_logits_TE, result.results);
   return result;
 }
 

@@ -8,7 +8,10 @@
 #include <Eigen/Core>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "harness/base/model.h"
@@ -78,12 +81,25 @@ struct Estimate {
   double projection_variance = 0.0;
 };
 
+// What a step gives, by name (harness/base/tensor_table.h): all results of the model, and no
+// others.
+class Results {
+ public:
+  Estimate& operator[](std::string_view name) { return of_[std::string(name)]; }
+  const Estimate& operator[](std::string_view name) const { return of_.at(std::string(name)); }
+  auto begin() const { return of_.begin(); }
+  auto end() const { return of_.end(); }
+
+ private:
+  std::map<std::string, Estimate> of_;
+};
+
 struct ExpertGradients {
   std::int64_t expert = 0;
   std::int64_t tokens = 0;  // routed to this expert
-  Estimate d_w1_FD;
-  Estimate d_w3_FD;
-  Estimate d_w2_DF;
+  Results results;          // its slices of those that have one for each expert
+
+  const Estimate& operator[](std::string_view name) const { return results[name]; }
 };
 
 struct Routing {
@@ -114,14 +130,9 @@ Routing Route(const Model& model, const Matrix& x_TD, const Matrix& gate_ED,
 struct StepResult {
   Routing routing;
   std::vector<std::int64_t> tokens_per_expert_E;
-  Estimate y_TD;
-  Estimate d_x_TD;
-  Estimate d_gate_ED;
-  Estimate d_gate_bias_E;  // [1, E]
-  Estimate d_shared_w1_FD;
-  Estimate d_shared_w3_FD;
-  Estimate d_shared_w2_DF;
-  Estimate d_shared_gate_D;  // [1, D]
+  Results results;  // those that have no slice for each expert; a vector is one row
+
+  const Estimate& operator[](std::string_view name) const { return results[name]; }
 };
 
 // Called once per expert, in order, also for an expert without a token (gradients all zero).

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <span>
 #include <string>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "harness/base/error.h"
+#include "harness/base/tensors.h"
 #include "reference/arithmetic.h"
 
 namespace moe::reference {
@@ -51,7 +53,7 @@ Outcome RunLayer(Layer& layer, const StepOptions& options = {}) {
 }
 
 double Loss(Layer& layer) {
-  return RunLayer(layer).step.y_TD.value.cwiseProduct(layer.problem.d_y_TD).sum();
+  return RunLayer(layer).step["y_TD"].value.cwiseProduct(layer.problem.d_y_TD).sum();
 }
 
 ExpertWeights Weights(std::int64_t f, std::int64_t d, double frequency) {
@@ -157,15 +159,35 @@ void ForAllModels(Check check) {
   }
 }
 
+TEST(Reference, FillsExactlyTheResultsOfTheModelInTheirShapes) {
+  ForAllModels([](Layer& layer, const Outcome& outcome) {
+    std::map<std::string, std::int64_t> filled;
+    for (const auto& [name, result] : outcome.step.results) {
+      filled[name] += result.value.size();
+    }
+    for (const ExpertGradients& expert : outcome.experts) {
+      for (const auto& [name, result] : expert.results) {
+        filled[name] += result.value.size();
+      }
+    }
+    std::map<std::string, std::int64_t> wanted;
+    for (const TensorInfo& result : ResultsOf(layer.model)) {
+      wanted[result.name] = NumElements(result.shape);
+    }
+    EXPECT_EQ(filled, wanted) << Describe(layer.model);
+  });
+}
+
 TEST(Reference, TokenGradientMatchesCentralDifferences) {
   ForAllModels([](Layer& layer, const Outcome& outcome) {
-    ExpectCentralDifferences(layer, Flat(layer.problem.x_TD), outcome.step.d_x_TD.value, "d_x_TD");
+    ExpectCentralDifferences(layer, Flat(layer.problem.x_TD), outcome.step["d_x_TD"].value,
+                             "d_x_TD");
   });
 }
 
 TEST(Reference, GateGradientMatchesCentralDifferences) {
   ForAllModels([](Layer& layer, const Outcome& outcome) {
-    ExpectCentralDifferences(layer, Flat(layer.problem.gate_ED), outcome.step.d_gate_ED.value,
+    ExpectCentralDifferences(layer, Flat(layer.problem.gate_ED), outcome.step["d_gate_ED"].value,
                              "d_gate_ED");
   });
 }
@@ -173,8 +195,8 @@ TEST(Reference, GateGradientMatchesCentralDifferences) {
 TEST(Reference, GateBiasGradientMatchesCentralDifferences) {
   ForAllModels([](Layer& layer, const Outcome& outcome) {
     if (layer.model.gate_bias) {
-      ExpectCentralDifferences(layer, layer.problem.gate_bias_E, outcome.step.d_gate_bias_E.value,
-                               "d_gate_bias_E");
+      ExpectCentralDifferences(layer, layer.problem.gate_bias_E,
+                               outcome.step["d_gate_bias_E"].value, "d_gate_bias_E");
     }
   });
 }
@@ -183,9 +205,9 @@ TEST(Reference, ExpertGradientsMatchCentralDifferences) {
   ForAllModels([](Layer& layer, const Outcome& outcome) {
     for (const ExpertGradients& got : outcome.experts) {
       ExpertWeights& weights = layer.experts[static_cast<std::size_t>(got.expert)];
-      ExpectCentralDifferences(layer, Flat(weights.w1_FD), got.d_w1_FD.value, "d_w1_EFD");
-      ExpectCentralDifferences(layer, Flat(weights.w3_FD), got.d_w3_FD.value, "d_w3_EFD");
-      ExpectCentralDifferences(layer, Flat(weights.w2_DF), got.d_w2_DF.value, "d_w2_EDF");
+      ExpectCentralDifferences(layer, Flat(weights.w1_FD), got["d_w1_EFD"].value, "d_w1_EFD");
+      ExpectCentralDifferences(layer, Flat(weights.w3_FD), got["d_w3_EFD"].value, "d_w3_EFD");
+      ExpectCentralDifferences(layer, Flat(weights.w2_DF), got["d_w2_EDF"].value, "d_w2_EDF");
     }
   });
 }
@@ -195,9 +217,12 @@ TEST(Reference, SharedExpertGradientsMatchCentralDifferences) {
     if (layer.model.d_shared > 0) {
       ExpertWeights& weights = layer.problem.shared;
       const StepResult& got = outcome.step;
-      ExpectCentralDifferences(layer, Flat(weights.w1_FD), got.d_shared_w1_FD.value, "shared w1");
-      ExpectCentralDifferences(layer, Flat(weights.w3_FD), got.d_shared_w3_FD.value, "shared w3");
-      ExpectCentralDifferences(layer, Flat(weights.w2_DF), got.d_shared_w2_DF.value, "shared w2");
+      ExpectCentralDifferences(layer, Flat(weights.w1_FD), got["d_shared_w1_FD"].value,
+                               "shared w1");
+      ExpectCentralDifferences(layer, Flat(weights.w3_FD), got["d_shared_w3_FD"].value,
+                               "shared w3");
+      ExpectCentralDifferences(layer, Flat(weights.w2_DF), got["d_shared_w2_DF"].value,
+                               "shared w2");
     }
   });
 }
@@ -206,7 +231,7 @@ TEST(Reference, SharedGateGradientMatchesCentralDifferences) {
   ForAllModels([](Layer& layer, const Outcome& outcome) {
     if (layer.model.shared_gate) {
       ExpectCentralDifferences(layer, layer.problem.shared_gate_D,
-                               outcome.step.d_shared_gate_D.value, "d_shared_gate_D");
+                               outcome.step["d_shared_gate_D"].value, "d_shared_gate_D");
     }
   });
 }
@@ -244,7 +269,7 @@ TEST(Reference, OutputIsTheFormulaTokenByToken) {
         2.5 * sigmoid(z[first]) / sum * ffn(layer.experts[static_cast<std::size_t>(first)], x) +
         2.5 * sigmoid(z[second]) / sum * ffn(layer.experts[static_cast<std::size_t>(second)], x) +
         ffn(layer.problem.shared, x);
-    EXPECT_LE((got.step.y_TD.value.row(token).transpose() - want).norm(), 1e-14 * want.norm());
+    EXPECT_LE((got.step["y_TD"].value.row(token).transpose() - want).norm(), 1e-14 * want.norm());
   }
 }
 
@@ -259,9 +284,10 @@ TEST(Reference, HandsOverEveryExpertInOrderAlsoOneWithoutAToken) {
     EXPECT_EQ(got.experts[expert].tokens, got.step.tokens_per_expert_E[expert]);
   }
   EXPECT_EQ(got.experts[1].tokens, 0);
-  EXPECT_TRUE((got.experts[1].d_w1_FD.value.array() == 0.0).all());  // exactly: nothing was added
-  EXPECT_EQ(got.experts[1].d_w2_DF.value.rows(), 3);
-  EXPECT_EQ(got.experts[1].d_w2_DF.deviation.size(), 0);
+  EXPECT_TRUE(
+      (got.experts[1]["d_w1_EFD"].value.array() == 0.0).all());  // exactly: nothing was added
+  EXPECT_EQ(got.experts[1]["d_w2_EDF"].value.rows(), 3);
+  EXPECT_EQ(got.experts[1]["d_w2_EDF"].deviation.size(), 0);
 }
 
 TEST(Reference, ForcedRoutingTakesTheChoiceAndKeepsItsOwnMargins) {
@@ -427,17 +453,16 @@ Rounding AllUnits(double unit) {
 
 // Every estimate of an outcome but those of experts without a token.
 std::vector<Estimate> EstimatesOf(const Outcome& outcome) {
-  std::vector<Estimate> all = {outcome.step.y_TD, outcome.step.d_x_TD, outcome.step.d_gate_ED};
-  for (const Estimate* estimate :
-       {&outcome.step.d_gate_bias_E, &outcome.step.d_shared_w1_FD, &outcome.step.d_shared_w3_FD,
-        &outcome.step.d_shared_w2_DF, &outcome.step.d_shared_gate_D}) {
-    if (estimate->value.size() > 0) {
-      all.push_back(*estimate);
+  std::vector<Estimate> all;
+  const auto add = [&](const Results& results) {
+    for (const auto& [name, estimate] : results) {
+      all.push_back(estimate);
     }
-  }
+  };
+  add(outcome.step.results);
   for (const ExpertGradients& expert : outcome.experts) {
     if (expert.tokens > 0) {
-      all.insert(all.end(), {expert.d_w1_FD, expert.d_w3_FD, expert.d_w2_DF});
+      add(expert.results);
     }
   }
   return all;
@@ -489,11 +514,11 @@ TEST(Deviation, IsZeroForAnExpertWithoutAToken) {
   Layer layer = MakeLayer(model);
   const Outcome got = RunLayer(layer, {.rounding = AllUnits(1e-6)});
   ASSERT_EQ(got.experts[1].tokens, 0);
-  ASSERT_EQ(got.experts[1].d_w1_FD.deviation.rows(), 2);
-  EXPECT_EQ(got.experts[1].d_w1_FD.deviation.maxCoeff(), 0.0);
-  EXPECT_EQ(got.experts[1].d_w3_FD.deviation.maxCoeff(), 0.0);
-  EXPECT_EQ(got.experts[1].d_w2_DF.deviation.maxCoeff(), 0.0);
-  EXPECT_EQ(got.step.d_gate_ED.deviation.row(1).maxCoeff(), 0.0);
+  ASSERT_EQ(got.experts[1]["d_w1_EFD"].deviation.rows(), 2);
+  EXPECT_EQ(got.experts[1]["d_w1_EFD"].deviation.maxCoeff(), 0.0);
+  EXPECT_EQ(got.experts[1]["d_w3_EFD"].deviation.maxCoeff(), 0.0);
+  EXPECT_EQ(got.experts[1]["d_w2_EDF"].deviation.maxCoeff(), 0.0);
+  EXPECT_EQ(got.step["d_gate_ED"].deviation.row(1).maxCoeff(), 0.0);
 }
 
 TEST(Deviation, RemainsWhereTheGradientCancels) {
@@ -504,8 +529,8 @@ TEST(Deviation, RemainsWhereTheGradientCancels) {
   model.route_norm = true;
   Layer layer = MakeLayer(model);
   const Outcome got = RunLayer(layer, {.rounding = AllUnits(1e-6)});
-  EXPECT_LT(got.step.d_gate_ED.value.cwiseAbs().maxCoeff(), 1e-14);
-  EXPECT_GT(got.step.d_gate_ED.deviation.minCoeff(), 1e-9);
+  EXPECT_LT(got.step["d_gate_ED"].value.cwiseAbs().maxCoeff(), 1e-14);
+  EXPECT_GT(got.step["d_gate_ED"].deviation.minCoeff(), 1e-9);
 }
 
 // The additions alone, measured: dot products in float32, one term after the other, against the
@@ -567,7 +592,7 @@ TEST(WorstCase, IsZeroForAnExpertWithoutAToken) {
   Layer layer = MakeLayer(model);
   const Outcome got = RunLayer(layer, {.rounding = AllUnits(1e-6), .worst_case = true});
   ASSERT_EQ(got.experts[1].tokens, 0);
-  EXPECT_EQ(got.experts[1].d_w1_FD.worst_case, Matrix::Zero(2, 3).eval());
+  EXPECT_EQ(got.experts[1]["d_w1_EFD"].worst_case, Matrix::Zero(2, 3).eval());
 }
 
 // Float32 dot products of cancelling terms, summed forwards, backwards and in pairs of halves.

@@ -176,24 +176,15 @@ reference::StepResult DumpJudge::RunReference(const Manifest& manifest, bool wor
       .rounding = RoundingOf(manifest),
       .worst_case = worst_case,
       .forced_routing = observed_routing_ ? &*observed_routing_ : nullptr};
-  const auto on_expert = [&](const reference::ExpertGradients& gradients) {
-    hand_over("d_w1_EFD", gradients.expert, gradients.d_w1_FD);
-    hand_over("d_w3_EFD", gradients.expert, gradients.d_w3_FD);
-    hand_over("d_w2_EDF", gradients.expert, gradients.d_w2_DF);
+  const auto hand_over_all = [&](const reference::Results& results, std::int64_t expert) {
+    for (const auto& [name, estimate] : results) {
+      hand_over(name, expert, estimate);
+    }
   };
-  reference::StepResult result = reference::RunStep(manifest.model, problem_, step, on_expert);
-  for (const auto& [name, estimate] :
-       std::initializer_list<std::pair<const char*, const Estimate*>>{
-           {"y_TD", &result.y_TD},
-           {"d_x_TD", &result.d_x_TD},
-           {"d_gate_ED", &result.d_gate_ED},
-           {"d_gate_bias_E", &result.d_gate_bias_E},
-           {"d_shared_w1_FD", &result.d_shared_w1_FD},
-           {"d_shared_w3_FD", &result.d_shared_w3_FD},
-           {"d_shared_w2_DF", &result.d_shared_w2_DF},
-           {"d_shared_gate_D", &result.d_shared_gate_D}}) {
-    hand_over(name, /*expert=*/-1, *estimate);
-  }
+  reference::StepResult result = reference::RunStep(
+      manifest.model, problem_, step,
+      [&](const reference::ExpertGradients& of) { hand_over_all(of.results, of.expert); });
+  hand_over_all(result.results, /*expert=*/-1);
   return result;
 }
 

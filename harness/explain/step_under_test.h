@@ -96,28 +96,16 @@ class Step {
 
   // The correct results, by the reference itself; with another routing where one is given.
   Step& Run(const reference::Routing* routing = nullptr) {
-    const auto values = [](const reference::Matrix& matrix) {
-      return Values(matrix.data(), matrix.data() + matrix.size());
-    };
-    const auto append = [&](const std::string& name, const reference::Matrix& matrix) {
-      const Values part = values(matrix);
-      whole[name].insert(whole[name].end(), part.begin(), part.end());
+    const auto append = [&](const reference::Results& parts) {
+      for (const auto& [name, part] : parts) {
+        whole[name].insert(whole[name].end(), part.value.data(),
+                           part.value.data() + part.value.size());
+      }
     };
     const reference::StepResult result = reference::RunStep(
         manifest.model, MakeProblem(manifest.model, problem), {.forced_routing = routing},
-        [&](const reference::ExpertGradients& gradients) {
-          append("d_w1_EFD", gradients.d_w1_FD.value);
-          append("d_w3_EFD", gradients.d_w3_FD.value);
-          append("d_w2_EDF", gradients.d_w2_DF.value);
-        });
-    whole["y_TD"] = values(result.y_TD.value);
-    whole["d_x_TD"] = values(result.d_x_TD.value);
-    whole["d_gate_ED"] = values(result.d_gate_ED.value);
-    if (manifest.model.d_shared > 0) {
-      whole["d_shared_w1_FD"] = values(result.d_shared_w1_FD.value);
-      whole["d_shared_w3_FD"] = values(result.d_shared_w3_FD.value);
-      whole["d_shared_w2_DF"] = values(result.d_shared_w2_DF.value);
-    }
+        [&](const reference::ExpertGradients& expert) { append(expert.results); });
+    append(result.results);
     const auto& chosen = result.routing.topk_expert_TK;
     whole["topk_expert_TK"].assign(chosen.data(), chosen.data() + chosen.size());
     whole["tokens_per_expert_E"].assign(result.tokens_per_expert_E.begin(),

@@ -8,6 +8,7 @@
 
 #include "harness/base/error.h"
 #include "harness/measure/observed.h"
+#include "reference/problem.h"
 
 namespace moe {
 namespace {
@@ -19,18 +20,6 @@ reference::Matrix ReadMatrix(const TensorSource& source, const std::string& name
   reference::Matrix matrix(dims < 2 ? 1 : shape[dims - 2], shape[dims - 1]);
   source.Read(name, slice, {matrix.data(), static_cast<std::size_t>(matrix.size())});
   return matrix;
-}
-
-reference::Matrix ReadWhole(const TensorSource& source, const std::string& name,
-                            const Model& model) {
-  return ReadMatrix(source, name, WholeOf(ShapeOf(name, model)));
-}
-
-reference::Matrix ReadExpert(const TensorSource& source, const std::string& name,
-                             const Model& model, std::int64_t expert) {
-  Slice slice = WholeOf(ShapeOf(name, model));
-  slice.index[0] = {expert};
-  return ReadMatrix(source, name, slice);
 }
 
 // Of a tensor that is whole in the inputs file.
@@ -134,30 +123,14 @@ void ReadFromRanks(const Dump& dump, const std::string& name, const Shape& shape
 }  // namespace
 
 reference::Problem MakeProblem(const Model& model, const TensorSource& source) {
-  reference::Problem problem;
-  problem.x_TD = ReadWhole(source, "x_TD", model);
-  problem.d_y_TD = ReadWhole(source, "d_y_TD", model);
-  problem.gate_ED = ReadWhole(source, "gate_ED", model);
-  if (model.gate_bias) {
-    problem.gate_bias_E = ReadWhole(source, "gate_bias_E", model).transpose();
-  }
-  if (model.expert_bias) {
-    problem.expert_bias_E = ReadWhole(source, "expert_bias_E", model).transpose();
-  }
-  if (model.d_shared > 0) {
-    problem.shared = {ReadWhole(source, "shared_w1_FD", model),
-                      ReadWhole(source, "shared_w3_FD", model),
-                      ReadWhole(source, "shared_w2_DF", model)};
-  }
-  if (model.shared_gate) {
-    problem.shared_gate_D = ReadWhole(source, "shared_gate_D", model).transpose();
-  }
-  problem.expert = [&source, model](std::int64_t expert) {
-    return reference::ExpertWeights{ReadExpert(source, "w1_EFD", model, expert),
-                                    ReadExpert(source, "w3_EFD", model, expert),
-                                    ReadExpert(source, "w2_EDF", model, expert)};
-  };
-  return problem;
+  return reference::ReadProblem(model,
+                                [&source, model](const std::string& name, std::int64_t expert) {
+                                  Slice slice = WholeOf(ShapeOf(name, model));
+                                  if (expert >= 0) {
+                                    slice.index[0] = {expert};
+                                  }
+                                  return ReadMatrix(source, name, slice);
+                                });
 }
 
 DumpedProblem::DumpedProblem(const Dump& dump) : dump_(dump) {

@@ -38,33 +38,17 @@ std::map<std::string, GoldenReference> ReferenceOf(const CaseSpec& spec,
                                                    const InputGenerator& inputs) {
   std::map<std::string, GoldenReference> references;
   std::map<std::string, double> squares;
-  const auto add = [&](const std::string& name, const reference::Matrix& value,
-                       std::int64_t first) {
-    squares[name] += value.squaredNorm();
-    references[name].norm = std::sqrt(squares[name]);
-    references[name].digest += DigestOf(value, first);
-  };
-  const reference::Problem problem = MakeProblem(spec.model, inputs);
-  const reference::StepResult step =
-      reference::RunStep(spec.model, problem, {}, [&](const reference::ExpertGradients& g) {
-        add("d_w1_EFD", g.d_w1_FD.value, g.expert * g.d_w1_FD.value.size());
-        add("d_w3_EFD", g.d_w3_FD.value, g.expert * g.d_w3_FD.value.size());
-        add("d_w2_EDF", g.d_w2_DF.value, g.expert * g.d_w2_DF.value.size());
-      });
-  const std::map<std::string, const reference::Matrix*> whole = {
-      {"y_TD", &step.y_TD.value},
-      {"d_x_TD", &step.d_x_TD.value},
-      {"d_gate_ED", &step.d_gate_ED.value},
-      {"d_gate_bias_E", &step.d_gate_bias_E.value},
-      {"d_shared_w1_FD", &step.d_shared_w1_FD.value},
-      {"d_shared_w3_FD", &step.d_shared_w3_FD.value},
-      {"d_shared_w2_DF", &step.d_shared_w2_DF.value},
-      {"d_shared_gate_D", &step.d_shared_gate_D.value}};
-  for (const TensorInfo& result : ResultsOf(spec.model)) {
-    if (const auto found = whole.find(result.name); found != whole.end()) {
-      add(result.name, *found->second, 0);
+  const auto add = [&](const reference::Results& results, std::int64_t slice) {
+    for (const auto& [name, result] : results) {
+      squares[name] += result.value.squaredNorm();
+      references[name].norm = std::sqrt(squares[name]);
+      references[name].digest += DigestOf(result.value, slice * result.value.size());
     }
-  }
+  };
+  const reference::StepResult step = reference::RunStep(
+      spec.model, MakeProblem(spec.model, inputs), {},
+      [&](const reference::ExpertGradients& expert) { add(expert.results, expert.expert); });
+  add(step.results, 0);
   return references;
 }
 
