@@ -94,10 +94,17 @@ std::string DescribeUnknown(std::string_view name, const Model& model);
 namespace tensor {
 inline constexpr char x_TD[] = "x_TD";
 inline constexpr char d_y_TD[] = "d_y_TD";
+inline constexpr char gate_ED[] = "gate_ED";
+inline constexpr char gate_bias_E[] = "gate_bias_E";
+inline constexpr char expert_bias_E[] = "expert_bias_E";
 inline constexpr char y_TD[] = "y_TD";
 inline constexpr char d_x_TD[] = "d_x_TD";
 inline constexpr char topk_expert_TK[] = "topk_expert_TK";
 inline constexpr char tokens_per_expert_E[] = "tokens_per_expert_E";
+inline constexpr char logits_TE[] = "logits_TE";
+inline constexpr char scores_TE[] = "scores_TE";
+inline constexpr char routed_in_ND[] = "routed_in_ND";
+inline constexpr char routed_out_ND[] = "routed_out_ND";
 }  // namespace tensor
 
 }  // namespace moe

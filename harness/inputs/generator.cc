@@ -19,23 +19,16 @@ double FanInScale(std::int64_t length) {
   return std::exp2(std::round(std::log2(3.0 / std::sqrt(static_cast<double>(length)))));
 }
 
-double ScaleOf(const std::string& name, const Model& model) {
-  if (name == "x_TD" || name == "d_y_TD") {
+// Rows of tokens are of size 1, what multiplies them keeps them so, and biases are small against
+// logits and scores.
+double ScaleOf(const TensorRow& row, const Model& model) {
+  if (row.HasRows()) {
     return 1.0;
   }
-  if (name == "gate_bias_E") {
-    return 0.25;
+  if (row.dims == "E") {
+    return row.role == Role::kParameter ? 0.25 : 0.125;
   }
-  if (name == "expert_bias_E") {
-    return 0.125;
-  }
-  if (name == "w2_EDF") {
-    return FanInScale(model.d_expert);
-  }
-  if (name == "shared_w2_DF") {
-    return FanInScale(model.d_shared);
-  }
-  return FanInScale(model.d_model);
+  return FanInScale(SizeOf(static_cast<Dim>(row.dims.back()), model));
 }
 
 constexpr std::uint64_t kMostRedraws = 10'000;
@@ -82,9 +75,9 @@ void InputGenerator::Read(const std::string& name, const Slice& slice,
     return;
   }
   const std::uint64_t key = KeyOf(seed_, name);
-  const double scale = ScaleOf(name, model_);
+  const double scale = ScaleOf(TensorOf(name), model_);
   const Shape shape = ShapeOf(name, model_);
-  const bool redrawn = name == "x_TD";
+  const bool redrawn = name == tensor::x_TD;
   const std::int64_t rows = static_cast<std::int64_t>(out.size());
   std::vector<std::size_t> at(shape.size(), 0);
   for (std::int64_t element = 0; element < rows; ++element) {
@@ -110,14 +103,14 @@ void InputGenerator::DrawRows(const CaseSpec& spec) {
          {target.data(), static_cast<std::size_t>(target.size())});
   };
   Matrix gate_ED(model_.experts, model_.d_model);
-  read("gate_ED", gate_ED);
+  read(tensor::gate_ED, gate_ED);
   Vector gate_bias_E(model_.gate_bias ? model_.experts : 0);
   Vector expert_bias_E(model_.expert_bias ? model_.experts : 0);
   if (model_.gate_bias) {
-    read("gate_bias_E", gate_bias_E);
+    read(tensor::gate_bias_E, gate_bias_E);
   }
   if (model_.expert_bias) {
-    read("expert_bias_E", expert_bias_E);
+    read(tensor::expert_bias_E, expert_bias_E);
   }
   double floor = 0.0;
   double unit = 0.0;
@@ -134,7 +127,7 @@ void InputGenerator::DrawRows(const CaseSpec& spec) {
   double best_refused = 0.0;
   while (!pending.index[0].empty()) {
     Matrix x_TD(static_cast<Eigen::Index>(pending.index[0].size()), model_.d_model);
-    Read("x_TD", pending, {x_TD.data(), static_cast<std::size_t>(x_TD.size())});
+    Read(tensor::x_TD, pending, {x_TD.data(), static_cast<std::size_t>(x_TD.size())});
     const reference::Routing routing =
         reference::Route(model_, x_TD, gate_ED, gate_bias_E, expert_bias_E, rounding);
     std::vector<std::int64_t> again;

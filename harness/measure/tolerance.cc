@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "harness/base/tensors.h"
+#include "harness/layout/step_graph.h"
 
 namespace moe {
 
@@ -22,22 +23,22 @@ reference::Rounding RoundingOf(Dtype dtype, const std::map<std::string, Dtype>& 
                                .hidden_ranks = std::max(layout.tp, layout.etp),
                                .expert_ranks = std::max(layout.tp, layout.ep * layout.etp),
                                .token_ranks = layout.WorldSize()};
-  for (const auto& [tensor, coarse] : casts) {
+  for (const auto& [cast_of, coarse] : casts) {
     const double coarse_unit = UnitRoundoff(coarse);
-    if (tensor == "scores_TE" || tensor == "logits_TE") {
+    if (cast_of == tensor::scores_TE || cast_of == tensor::logits_TE) {
       rounding.logits = std::max(rounding.logits, coarse_unit);
     }
-    if (tensor == "scores_TE") {
+    if (cast_of == tensor::scores_TE) {
       rounding.scores = std::max(rounding.scores, coarse_unit);
     }
     if (coarse_unit > unit) {
       const reference::Cast cast{
           .unit = coarse_unit, .accumulate = std::min(coarse_unit, UnitRoundoff(Dtype::kFloat32))};
-      if (tensor == "logits_TE") {
+      if (cast_of == tensor::logits_TE) {
         rounding.gate = cast;
-      } else if (tensor == "routed_in_ND") {
+      } else if (cast_of == tensor::routed_in_ND) {
         rounding.routed_in = cast;
-      } else if (tensor == "routed_out_ND") {
+      } else if (cast_of == tensor::routed_out_ND) {
         rounding.routed_out = cast;
       }
     }
@@ -70,7 +71,7 @@ reference::Rounding RoundingOf(const Manifest& manifest) {
       rounding.reduce = std::max(rounding.reduce, UnitRoundoff(dtype));
     }
   }
-  if (!manifest.casts.contains("scores_TE") && !manifest.casts.contains("logits_TE")) {
+  if (!manifest.casts.contains(tensor::scores_TE) && !manifest.casts.contains(tensor::logits_TE)) {
     rounding.logits = std::max(rounding.logits, rounding.store);
   }
   return rounding;
@@ -86,9 +87,8 @@ std::map<std::string, Dtype> CoarserCasts(const Manifest& manifest) {
 
 std::map<std::string, Dtype> CastsReaching(const Manifest& manifest, const std::string& result) {
   std::map<std::string, Dtype> reaching = CoarserCasts(manifest);
-  const bool is_shared = result.starts_with("d_shared_");
   std::erase_if(reaching, [&](const auto& cast) {
-    return IsStage(cast.first) ? is_shared
+    return IsStage(cast.first) ? !IsReachedBy(cast.first, result, manifest.model)
                                : cast.first != result && !WidensAll(manifest, cast.first);
   });
   return reaching;
