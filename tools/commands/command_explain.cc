@@ -4,7 +4,9 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
+#include <memory>
 #include <optional>
 
 #include "harness/base/error.h"
@@ -85,9 +87,7 @@ void PrintTolerances(const CommonOptions& common, const CaseSpec& spec) {
   }
 }
 
-}  // namespace
-
-int Explain(const CommonOptions& common, const std::string& target) {
+void Explain(const CommonOptions& common, const std::string& target) {
   for (const SelectedCase& selected : Select(common.cases_folder, {target})) {
     const CaseSpec& spec = selected.spec;
     const Model& m = spec.model;
@@ -127,7 +127,21 @@ int Explain(const CommonOptions& common, const std::string& target) {
       }
     }
   }
-  return 0;
+}
+
+}  // namespace
+
+void RegisterExplain(CLI::App& app, const CommonOptions& common, int& status) {
+  const auto target = std::make_shared<std::string>();
+  CLI::App* sub = app.add_subcommand(
+      "explain",
+      "Show a case's problem, what its tensors may be off by, its meshes, and which sums a correct "
+      "step owes under each layout");
+  sub->add_option("CASE[@LAYOUT]", *target, "A case, or one of its layouts")->required();
+  sub->callback([&common, &status, target] {
+    Explain(common, *target);
+    status = 0;
+  });
 }
 
 }  // namespace moe

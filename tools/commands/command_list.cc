@@ -3,16 +3,25 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <cstdio>
+#include <CLI/CLI.hpp>
+#include <memory>
 
+#include "harness/json/json_reader.h"
 #include "tools/commands/commands.h"
+#include "tools/commands/options.h"
 #include "tools/commands/selection.h"
 
 namespace moe {
+namespace {
 
-int List(const CommonOptions& common, const std::vector<std::string>& select, bool json) {
+struct ListCommand {
+  std::vector<std::string> select;
+  bool json = false;
+};
+
+void List(const CommonOptions& common, const ListCommand& command) {
   Json list = Json::array();
-  for (const SelectedCase& selected : Select(common.cases_folder, select)) {
+  for (const SelectedCase& selected : Select(common.cases_folder, command.select)) {
     std::vector<std::string> layouts;
     for (const Layout& layout : selected.layouts) {
       layouts.push_back(ToText(layout));
@@ -21,7 +30,7 @@ int List(const CommonOptions& common, const std::vector<std::string>& select, bo
     for (const Dtype dtype : selected.spec.numerics.dtypes) {
       dtypes.emplace_back(ToText(dtype));
     }
-    if (json) {
+    if (command.json) {
       Json entry;
       entry["case"] = selected.spec.name;
       entry["source"] = selected.spec.source;
@@ -36,10 +45,22 @@ int List(const CommonOptions& common, const std::vector<std::string>& select, bo
                fmt::join(dtypes, " "),
                selected.spec.must_catch.size() + selected.spec.must_pass.size());
   }
-  if (json) {
+  if (command.json) {
     fmt::print("{}\n", list.dump(2));
   }
-  return 0;
+}
+
+}  // namespace
+
+void RegisterList(CLI::App& app, const CommonOptions& common, int& status) {
+  const auto command = std::make_shared<ListCommand>();
+  CLI::App* sub = app.add_subcommand("list", "Show the cases, their layouts and dtypes");
+  AddSelect(*sub, command->select);
+  sub->add_flag("--json", command->json, "Print the list as JSON");
+  sub->callback([&common, &status, command] {
+    List(common, *command);
+    status = 0;
+  });
 }
 
 }  // namespace moe

@@ -3,10 +3,12 @@
 
 #include <fmt/format.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <functional>
+#include <memory>
 
 #include "harness/base/error.h"
 #include "harness/measure/problem.h"
@@ -239,7 +241,11 @@ int Calibrate(const std::vector<SelectedCase>& selection) {
   return ShowCalibration(calibration) ? 0 : 1;
 }
 
-}  // namespace
+struct RegenCommand {
+  std::vector<std::string> select;
+  bool accept = false;     // also write what is wider than before
+  bool calibrate = false;  // write nothing: print what clean runs reach of the bounds
+};
 
 int Regen(const CommonOptions& common, const RegenCommand& command) {
   const std::vector<SelectedCase> selection = Select(common.cases_folder, command.select);
@@ -258,6 +264,19 @@ int Regen(const CommonOptions& common, const RegenCommand& command) {
     }
   }
   return status;
+}
+
+}  // namespace
+
+void RegisterRegen(CLI::App& app, const CommonOptions& common, int& status) {
+  const auto command = std::make_shared<RegenCommand>();
+  CLI::App* sub = app.add_subcommand("regen", "Regenerate golden files; shows old against new");
+  sub->add_option("SELECT", command->select, "CASE, with * and ? as in a shell; all by default");
+  sub->add_flag("--accept", command->accept, "Also write tolerances that are wider than before");
+  sub->add_flag("--calibrate", command->calibrate,
+                "Write nothing; print per dtype the least, median and largest noise of clean runs "
+                "over its bound, and exit with 1 where one exceeds it");
+  sub->callback([&common, &status, command] { status = Regen(common, *command); });
 }
 
 }  // namespace moe

@@ -1,200 +1,76 @@
-// moegate run: the built-in step under every selected case and layout.
+#include "tools/commands/command_run.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
+#include <fmt/ranges.h>
 
-#include <algorithm>
-#include <deque>
-#include <map>
+#include <CLI/CLI.hpp>
+#include <cmath>
 #include <memory>
 
 #include "harness/base/error.h"
-#include "harness/run_case.h"
-#include "harness/run_step.h"
-#include "tools/commands/commands.h"
-#include "tools/commands/job.h"
-#include "tools/commands/selection.h"
+#include "harness/layout/fault.h"
+#include "tools/commands/options.h"
 
 namespace moe {
 namespace {
 
-struct Listed {
-  const CaseSpec* spec;
-  const StepGraph* graph;
-  Dtype dtype;
-
-  std::string Id() const { return CaseId(*spec, graph->layout()); }
-};
-
-struct Runs {
-  std::deque<StepGraph> graphs;  // by case and layout
-  std::vector<Listed> listed;
-};
-
-std::vector<Dtype> DtypesOf(const CaseSpec& spec, const std::string& only) {
-  const auto dtype = StepDtype(only);
-  if (!dtype) {
-    return spec.numerics.dtypes;
+std::chrono::milliseconds DeadlineOf(double seconds) {
+  if (!std::isfinite(seconds)) {  // CLI::Range lets NaN pass
+    throw Error("--deadline", "is not a number of seconds");
   }
-  const auto& dtypes = spec.numerics.dtypes;
-  return std::find(dtypes.begin(), dtypes.end(), *dtype) == dtypes.end()
-             ? std::vector<Dtype>{}
-             : std::vector<Dtype>{*dtype};
-}
-
-// With other inputs than those of its golden file a case is one step, judged by the error model.
-void UseSeed(std::vector<SelectedCase>& selected, std::uint64_t seed) {
-  for (SelectedCase& one : selected) {
-    one.spec.numerics.seed = seed;
-    one.spec.must_catch.clear();
-    one.spec.must_pass.clear();
-  }
-}
-
-void UseLayout(std::vector<SelectedCase>& selected, const std::string& text) {
-  const Layout layout = ParseLayout(text, "--layout");
-  for (SelectedCase& one : selected) {
-    CheckFits(one.spec, layout, fmt::format("{} on --layout {}", one.spec.name, text));
-    one.layouts = {layout};
-  }
-}
-
-Runs ListRuns(const std::vector<SelectedCase>& selected, const RunCommand& command,
-              const std::optional<Fault>& fault) {
-  Runs runs;
-  for (const SelectedCase& one : selected) {
-    for (const Layout& layout : one.layouts) {
-      const StepGraph& graph = runs.graphs.emplace_back(GraphOf(one.spec, layout));
-      if (const std::string misfit = fault ? FindMisfit(*fault, graph) : ""; !misfit.empty()) {
-        throw Error("--fault", fmt::format("{} on {}", misfit, CaseId(one.spec, layout)));
-      }
-      for (const Dtype dtype : DtypesOf(one.spec, command.dtype)) {
-        runs.listed.push_back({&one.spec, &graph, dtype});
-      }
-    }
-  }
-  if (runs.listed.empty()) {
-    throw Error("--dtype", fmt::format("no selected case runs in {}", command.dtype));
-  }
-  return runs;
-}
-
-// Golden files and generated inputs of the cases, each made once.
-class Prepared {
- public:
-  explicit Prepared(std::string golden_folder) : golden_folder_(std::move(golden_folder)) {}
-
-  const InputGenerator& InputsOf(const CaseSpec& spec) {
-    auto& inputs = inputs_[spec.name];
-    if (!inputs) {
-      inputs = std::make_unique<InputGenerator>(spec);
-    }
-    return *inputs;
-  }
-
-  const Golden& GoldenOf(const CaseSpec& spec) {
-    const auto found = goldens_.find(spec.name);
-    return found != goldens_.end()
-               ? found->second
-               : goldens_.emplace(spec.name, ReadGolden(golden_folder_, spec)).first->second;
-  }
-
- private:
-  std::string golden_folder_;
-  std::map<std::string, std::unique_ptr<InputGenerator>> inputs_;
-  std::map<std::string, Golden> goldens_;
-};
-
-// Runs everything that is listed as this rank of a job.
-JobOutputs RunAsRank(const Job& job, const std::vector<Listed>& listed,
-                     const std::optional<Fault>& fault, Prepared& prepared,
-                     const RunOptions& options) {
-  std::vector<StepRequest> requests;
-  for (const Listed& item : listed) {
-    auto more =
-        RequestsOf(*item.spec, *item.graph, item.dtype, prepared.InputsOf(*item.spec), options);
-    if (fault) {
-      more.resize(1);
-      more[0].fault = fault;
-    }
-    requests.insert(requests.end(), more.begin(), more.end());
-  }
-  return {job, options.backend, requests};
-}
-
-Result RunListed(const Listed& item, const std::optional<Fault>& fault,
-                 const std::optional<std::uint64_t>& seed, Prepared& prepared,
-                 const RunOptions& options) {
-  try {
-    const InputGenerator& inputs = prepared.InputsOf(*item.spec);
-    if (seed) {
-      Result result = RunOnce(*item.spec, *item.graph, item.dtype, inputs, fault,
-                              /*golden=*/nullptr, options);
-      result.repro += fmt::format(" --seed={}", *seed);
-      return result;
-    }
-    const Golden& golden = prepared.GoldenOf(*item.spec);
-    return fault ? RunOnce(*item.spec, *item.graph, item.dtype, inputs, fault, &golden, options)
-                 : RunCase(*item.spec, *item.graph, item.dtype, inputs, golden, options);
-  } catch (const Error& error) {
-    return {.id = item.Id(),
-            .dtype = std::string(ToText(item.dtype)),
-            .backend = options.backend,
-            .verdict = Verdict::kError,
-            .text = error.what()};
-  }
+  return std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000.0));
 }
 
 }  // namespace
 
-int Run(const CommonOptions& common, const RunCommand& command, const OutputOptions& output) {
-  std::vector<SelectedCase> selected = Select(common.cases_folder, command.select);
-  if (!command.layout.empty()) {
-    UseLayout(selected, command.layout);
-  }
-  if (command.seed) {
-    UseSeed(selected, *command.seed);
-  }
-  std::optional<Fault> fault;
-  if (!command.fault.empty()) {
-    fault = ParseFault(command.fault, "--fault");
-  }
-  const Runs runs = ListRuns(selected, command, fault);
-  const std::vector<Listed>& listed = runs.listed;
-  RunOptions options{.backend = command.backend,
-                     .golden_folder = common.golden_folder,
-                     .dump_folder = command.dump_folder};
-  options.deadline = command.deadline.value_or(options.deadline);
-  Prepared prepared(common.golden_folder);
+#ifndef MOEGATE_STEP
+int RunBuiltIn(const CommonOptions& /*common*/, const RunCommand& /*command*/) {
+  throw Error("run",
+              "this moegate was built to judge dumps only (MOEGATE_STEP=OFF); give --producer, or "
+              "run tools/setup.sh to build the parallel step");
+}
+#endif
 
-  // Threads are ranks of this process, whoever started it.
-  const auto job = command.backend == "threads" ? std::nullopt : JobFromEnvironment();
-  std::optional<JobOutputs> outputs;
-  if (job && TheStepPlugin().FindObstacle(command.backend, job->local_rank + 1).empty()) {
-    outputs = RunAsRank(*job, listed, fault, prepared, options);
-    options.run_ranks = [&](const StepRequest& request) { return outputs->Of(request); };
-  }
-  if (job && job->rank != 0) {
-    return 0;  // rank 0 judges what all ranks hold
-  }
-
-  std::vector<Result> results;
-  const bool progress = ::isatty(STDERR_FILENO) == 1;
-  for (const Listed& item : listed) {
-    if (progress) {
-      fmt::print(stderr, "\r\033[K[{}/{}] {} {}", results.size() + 1, listed.size(), item.Id(),
-                 ToText(item.dtype));
-    }
-    results.push_back(RunListed(item, fault, command.seed, prepared, options));
-    if (progress) {
-      fmt::print(stderr, "\r\033[K");
-    }
-    if (!output.json) {
-      fmt::print("{}", ToText(results.back()));
-      std::fflush(stdout);
-    }
-  }
-  return Finish(results, static_cast<std::int64_t>(listed.size()), output);
+void RegisterRun(CLI::App& app, const CommonOptions& common, int& status) {
+  const auto command = std::make_shared<RunCommand>();
+  CLI::App* sub = app.add_subcommand(
+      "run",
+      "Run cases with the built-in step, or another framework's, and judge them; all of them by "
+      "default");
+  AddSelect(*sub, command->select);
+  sub->add_option("--layout", command->layout,
+                  "Run on this layout instead of the cases' own, e.g. dp2.tp2.ep2.etp1");
+  AddDtype(*sub, command->dtype);
+  auto* backend = AddBackend(*sub, command->backend);
+  auto* fault = sub->add_option("--fault", command->fault,
+                                fmt::format("Plant a fault: 'drop d_gate_ED@tp', or another of {}",
+                                            fmt::join(FaultForms(), ", ")));
+  auto* seed = sub->add_option(
+      "--seed", command->seed,
+      "Draw the inputs from this seed and judge by the error model alone, as soak does");
+  sub->add_option("--dump", command->dump_folder, "Keep the dump of every run below this folder");
+  sub->add_option_function<double>(
+         "--deadline", [command](double seconds) { command->deadline = DeadlineOf(seconds); },
+         "Seconds that any wait for a rank may take (20), or a step of a producer (60)")
+      ->check(CLI::Range(0.1, 3600.0));
+  auto* producer =
+      sub->add_option(
+             "--producer", command->producer,
+             "Run another framework's step instead: torchtitan==0.2.2, megatron-core==0.19.2, "
+             "or a program of your own (tools/adapters/README.md); as it is, so no faults are "
+             "planted, and in float64 unless --dtype says otherwise")
+          ->excludes(backend)
+          ->excludes(fault)
+          ->excludes(seed);
+  sub->add_option("--producer-option", command->producer_options,
+                  "KEY=VALUE for the producer; KEY=A,B runs every step with either")
+      ->allow_extra_args(false)
+      ->needs(producer);
+  AddOutput(*sub, command->output);
+  sub->callback([&common, &status, command, producer] {
+    status =
+        producer->count() > 0 ? RunWithProducer(common, *command) : RunBuiltIn(common, *command);
+  });
 }
 
 }  // namespace moe

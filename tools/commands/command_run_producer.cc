@@ -14,7 +14,7 @@
 #include "harness/json/model_json.h"
 #include "harness/launch/job_environment.h"
 #include "harness/launch/scratch_folder.h"
-#include "tools/commands/commands.h"
+#include "tools/commands/command_run.h"
 #include "tools/commands/judge_dump.h"
 #include "tools/commands/problem_folder.h"
 #include "tools/commands/selection.h"
@@ -183,8 +183,7 @@ class Progress {
 
 }  // namespace
 
-int RunWithProducer(const CommonOptions& common, const RunCommand& command,
-                    const OutputOptions& output) {
+int RunWithProducer(const CommonOptions& common, const RunCommand& command) {
   if (JobFromEnvironment()) {
     throw Error("--producer", "starts its ranks itself; run it without torchrun, srun or mpirun");
   }
@@ -217,7 +216,7 @@ int RunWithProducer(const CommonOptions& common, const RunCommand& command,
     results.back().seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     progress.Clear();
-    if (!output.json) {
+    if (!command.output.json) {
       fmt::print("{}", ToText(results.back()));
       std::fflush(stdout);
     }
@@ -231,7 +230,7 @@ int RunWithProducer(const CommonOptions& common, const RunCommand& command,
   RunProducer(producer, steps, scratch.path().string(), deadlines,
               {.ready = [&] { begin(0); }, .answered = answered});
   progress.Clear();
-  return Finish(results, static_cast<std::int64_t>(all.size()), output);
+  return Finish(results, static_cast<std::int64_t>(all.size()), command.output);
 }
 
 }  // namespace moe
