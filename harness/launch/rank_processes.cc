@@ -13,8 +13,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
-#include <cctype>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -25,6 +23,9 @@
 #include <utility>
 
 #include "harness/base/error.h"
+#include "harness/launch/culprit.h"
+#include "harness/launch/pipe.h"
+#include "harness/launch/signal_watch.h"
 
 namespace moe {
 namespace {
@@ -33,8 +34,6 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
 constexpr std::size_t kKeptOutput = 64 * 1024;
-constexpr std::size_t kShownOutput = 2000;
-constexpr std::string_view kFailed = "rank failed: ";
 // Even SIGKILL has to wait for a system call that cannot be interrupted (a dead network disk).
 constexpr milliseconds kKillWait{5'000};
 // How often to look where the kernel has no pidfd (before Linux 5.3).
@@ -43,62 +42,6 @@ constexpr milliseconds kWithoutPidfd{5};
 constexpr milliseconds kProgressPause{100};
 // A deadline beyond this is as good as none; and adding it to the clock cannot overflow.
 constexpr milliseconds kLongest = std::chrono::hours(24 * 365);
-
-std::string ErrnoText() {
-  return std::strerror(errno);
-}
-
-class FileDescriptor {
- public:
-  FileDescriptor() = default;
-  explicit FileDescriptor(int fd) : fd_(fd) {}
-  FileDescriptor(FileDescriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  FileDescriptor& operator=(FileDescriptor&& other) noexcept {
-    std::swap(fd_, other.fd_);
-    return *this;
-  }
-  ~FileDescriptor() { Close(); }
-
-  int get() const { return fd_; }
-  bool IsOpen() const { return fd_ >= 0; }
-  void Close() {
-    if (fd_ >= 0) {
-      close(fd_);
-    }
-    fd_ = -1;
-  }
-
- private:
-  int fd_ = -1;
-};
-
-// Out of the way of the descriptors 0 to 2, which a caller may have closed and a rank replaces.
-FileDescriptor AboveStandardStreams(FileDescriptor fd) {
-  if (!fd.IsOpen() || fd.get() > STDERR_FILENO) {
-    return fd;
-  }
-  return FileDescriptor(fcntl(fd.get(), F_DUPFD_CLOEXEC, STDERR_FILENO + 1));
-}
-
-struct Pipe {
-  FileDescriptor read;   // does not block
-  FileDescriptor write;  // blocks
-};
-
-Pipe MakePipe() {
-  std::array<int, 2> fds{-1, -1};
-  if (pipe2(fds.data(), O_CLOEXEC) != 0) {
-    throw Error("launch", "could not open a pipe: " + ErrnoText());
-  }
-  Pipe pipe;
-  pipe.read = AboveStandardStreams(FileDescriptor(fds[0]));
-  pipe.write = AboveStandardStreams(FileDescriptor(fds[1]));
-  if (!pipe.read.IsOpen() || !pipe.write.IsOpen() ||
-      fcntl(pipe.read.get(), F_SETFL, O_NONBLOCK) != 0) {
-    throw Error("launch", "could not open a pipe: " + ErrnoText());
-  }
-  return pipe;
-}
 
 // What a rank wrote last.
 class Output {
@@ -150,60 +93,6 @@ class Output {
   std::string text_;
 };
 
-std::string_view Trimmed(std::string_view text) {
-  constexpr std::string_view kSpace = " \t\r\n";
-  const std::size_t first = text.find_first_not_of(kSpace);
-  if (first == std::string_view::npos) {
-    return {};
-  }
-  return text.substr(first, text.find_last_not_of(kSpace) - first + 1);
-}
-
-bool InsideUtf8Character(char c) {
-  return (static_cast<unsigned char>(c) & 0xC0U) == 0x80U;
-}
-
-// The reason comes first in an exception's text (a stack trace may follow) ...
-std::string Beginning(std::string_view text) {
-  std::size_t size = kShownOutput;
-  if (text.size() <= size) {
-    return std::string(text);
-  }
-  while (size > 0 && InsideUtf8Character(text[size])) {
-    --size;
-  }
-  return std::string(text.substr(0, size)) + " [...]";
-}
-
-// ... and last in a log.
-std::string End(std::string_view text) {
-  if (text.size() <= kShownOutput) {
-    return std::string(text);
-  }
-  std::size_t start = text.size() - kShownOutput;
-  while (start < text.size() && InsideUtf8Character(text[start])) {
-    ++start;
-  }
-  return "[...] " + std::string(text.substr(start));
-}
-
-// The text of the exception that ended a rank, where there was one.
-std::string_view ExceptionText(std::string_view error_output) {
-  std::size_t at = error_output.rfind(kFailed);
-  while (at != std::string_view::npos && at > 0 && error_output[at - 1] != '\n') {
-    at = error_output.rfind(kFailed, at - 1);
-  }
-  return at == std::string_view::npos ? std::string_view{} : Trimmed(error_output.substr(at));
-}
-
-std::string LastWords(const Output& out, const Output& err) {
-  if (const std::string_view thrown = ExceptionText(err.Text()); !thrown.empty()) {
-    return Beginning(thrown);
-  }
-  const std::string_view words = Trimmed(err.Text());
-  return End(words.empty() ? Trimmed(out.Text()) : words);
-}
-
 struct Rank {
   std::int64_t rank;
   pid_t pid;
@@ -214,115 +103,7 @@ struct Rank {
   int status = 0;  // as of waitpid
 
   bool Failed() const { return ended && status != 0; }
-  std::string Words() const { return LastWords(out, err); }
-};
-
-// Set only while a launch is under way: a signal handler can reach nothing but globals.
-std::atomic<int> signal_pipe{-1};
-std::atomic<bool> launch_under_way{false};
-
-constexpr std::array<int, 3> kEndingSignals = {SIGINT, SIGTERM, SIGHUP};
-
-void TellTheLoop(int signal_number) {
-  const int saved_errno = errno;
-  const auto byte = static_cast<unsigned char>(signal_number);
-  // When the pipe is full the loop has long been told.
-  [[maybe_unused]] const ssize_t written = write(signal_pipe.load(), &byte, 1);
-  errno = saved_errno;
-}
-
-struct sigaction Action(void (*handler)(int)) {
-  struct sigaction action = {};
-  action.sa_handler = handler;
-  action.sa_flags = SA_RESTART;
-  sigemptyset(&action.sa_mask);
-  return action;
-}
-
-// Takes over the signals that would end this process and leave the ranks behind: process groups of
-// their own do not get the terminal's Ctrl-C.
-class SignalWatch {
- public:
-  SignalWatch() : pipe_(MakePipe()) {
-    if (launch_under_way.exchange(true)) {
-      throw Error("launch", "another launch is under way in this process; wait for it to end");
-    }
-    fcntl(pipe_.write.get(), F_SETFL, O_NONBLOCK);
-    signal_pipe = pipe_.write.get();
-    for (std::size_t i = 0; i < kEndingSignals.size(); ++i) {
-      sigaction(kEndingSignals[i], nullptr, &before_[i]);
-      if (before_[i].sa_handler != SIG_IGN) {  // nohup stays nohup
-        const struct sigaction tell = Action(TellTheLoop);
-        sigaction(kEndingSignals[i], &tell, nullptr);
-      }
-    }
-    KeepExitStatuses();
-  }
-  SignalWatch(const SignalWatch&) = delete;
-  SignalWatch& operator=(const SignalWatch&) = delete;
-  ~SignalWatch() {
-    for (std::size_t i = 0; i < kEndingSignals.size(); ++i) {
-      sigaction(kEndingSignals[i], &before_[i], nullptr);
-    }
-    sigaction(SIGCHLD, &child_before_, nullptr);
-    signal_pipe = -1;
-    launch_under_way = false;
-  }
-
-  int fd() const { return pipe_.read.get(); }
-
-  // The signal that arrived, or 0.
-  int Received() {
-    unsigned char byte = 0;
-    if (received_ == 0 && read(pipe_.read.get(), &byte, 1) == 1) {
-      received_ = byte;
-    }
-    return received_;
-  }
-
-  // In a rank, just after fork: SIGTERM must end it.
-  void ForgetInChild() {
-    const struct sigaction plain = Action(SIG_DFL);
-    for (const int signal_number : kEndingSignals) {
-      sigaction(signal_number, &plain, nullptr);
-    }
-    sigaction(SIGCHLD, &plain, nullptr);
-    signal_pipe = -1;
-    launch_under_way = false;
-    pipe_.read.Close();
-    pipe_.write.Close();
-  }
-
- private:
-  // A caller that ignores SIGCHLD would have the kernel throw the exit statuses away.
-  void KeepExitStatuses() {
-    sigaction(SIGCHLD, nullptr, &child_before_);
-    if (child_before_.sa_handler == SIG_IGN || (child_before_.sa_flags & SA_NOCLDWAIT) != 0) {
-      const struct sigaction plain = Action(SIG_DFL);
-      sigaction(SIGCHLD, &plain, nullptr);
-    }
-  }
-
-  Pipe pipe_;
-  std::array<struct sigaction, kEndingSignals.size()> before_ = {};
-  struct sigaction child_before_ = {};
-  int received_ = 0;
-};
-
-// Blocks all signals while it lives, so that a new rank cannot run this process's handlers.
-class BlockedSignals {
- public:
-  BlockedSignals() {
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before_);
-  }
-  BlockedSignals(const BlockedSignals&) = delete;
-  BlockedSignals& operator=(const BlockedSignals&) = delete;
-  ~BlockedSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-
- private:
-  sigset_t before_;
+  std::string Words() const { return LastWords(out.Text(), err.Text()); }
 };
 
 using Body = std::function<void(std::int64_t rank)>;
@@ -343,9 +124,9 @@ int RunBody(std::int64_t rank, const Body& body) {
   try {
     body(rank);
   } catch (const std::exception& error) {
-    failure = fmt::format("{}{}\n", kFailed, error.what());
+    failure = fmt::format("{}{}\n", kRankFailed, error.what());
   } catch (...) {
-    failure = fmt::format("{}an exception that is not a std::exception\n", kFailed);
+    failure = fmt::format("{}an exception that is not a std::exception\n", kRankFailed);
   }
   std::cout.flush();
   std::clog.flush();
@@ -533,85 +314,18 @@ class Ranks {
   std::vector<pollfd> poll_list_;
 };
 
-// Words of a rank that only saw another one go.
-bool IsAboutAPeer(std::string_view words) {
-  std::string lower(words);
-  std::transform(lower.begin(), lower.end(), lower.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  constexpr std::array<std::string_view, 12> kSigns = {
-      "connection closed", "connection reset", "connection refused", "connection was closed",
-      "closed by peer",    "reset by peer",    "socket closed",      "broken pipe",
-      "timed out",         "timeout",          "failed to recv",     "remote process exited"};
-  return std::any_of(kSigns.begin(), kSigns.end(),
-                     [&](std::string_view sign) { return lower.find(sign) != std::string::npos; });
-}
-
-// How sure it is that this failure is nobody else's fault; 0 is surest.
-int Suspicion(const Rank& rank) {
-  const std::string words = rank.Words();
-  const bool peer = IsAboutAPeer(words);
-  if (WIFSIGNALED(rank.status)) {
-    const int signal_number = WTERMSIG(rank.status);
-    // Both are also how a program ends that does not catch the loss of its peer.
-    const bool victim = signal_number == SIGPIPE || (signal_number == SIGABRT && peer);
-    return victim ? 3 : 0;
-  }
-  if (peer) {
-    return 3;
-  }
-  return words.empty() ? 2 : 1;
-}
-
-const Rank& Culprit(const std::vector<const Rank*>& failures) {
-  return **std::min_element(failures.begin(), failures.end(), [](const Rank* a, const Rank* b) {
-    return Suspicion(*a) < Suspicion(*b);
-  });
-}
-
-// "rank 3", "ranks 0-2, 5".
-std::string RankList(const std::vector<std::int64_t>& ranks) {
-  std::string text;
-  for (std::size_t i = 0; i < ranks.size();) {
-    std::size_t last = i;
-    while (last + 1 < ranks.size() && ranks[last + 1] == ranks[last] + 1) {
-      ++last;
-    }
-    text += text.empty() ? "" : ", ";
-    text += last == i ? fmt::format("{}", ranks[i]) : fmt::format("{}-{}", ranks[i], ranks[last]);
-    i = last + 1;
-  }
-  return (ranks.size() == 1 ? "rank " : "ranks ") + text;
-}
-
-std::string HowItEnded(const Rank& rank) {
-  if (WIFSIGNALED(rank.status)) {
-    const int signal_number = WTERMSIG(rank.status);
-    return fmt::format("crashed with signal {} ({})", signal_number, strsignal(signal_number));
-  }
-  return fmt::format("ended with exit status {}", WEXITSTATUS(rank.status));
-}
-
 std::string NameOf(const std::vector<std::int64_t>& ranks, const LaunchOptions& options) {
   return options.called.empty() ? fmt::format("{} of {}", RankList(ranks), options.world_size)
                                 : options.called;
 }
 
-Error FailureError(const std::vector<const Rank*>& failures, const LaunchOptions& options) {
-  const Rank& culprit = Culprit(failures);
-  std::string what = HowItEnded(culprit);
-  std::vector<std::int64_t> others;
-  for (const Rank* rank : failures) {
-    if (rank != &culprit) {
-      others.push_back(rank->rank);
-    }
+Error FailureError(const std::vector<const Rank*>& ranks, const LaunchOptions& options) {
+  std::vector<FailedRank> failures;
+  for (const Rank* rank : ranks) {
+    failures.push_back({.rank = rank->rank, .status = rank->status, .words = rank->Words()});
   }
-  if (!others.empty()) {
-    std::sort(others.begin(), others.end());
-    what += fmt::format(" ({} failed as well)", RankList(others));
-  }
-  const std::string words = culprit.Words();
-  what += words.empty() ? " and left no words" : "; its last words: " + words;
-  return Error(NameOf({culprit.rank}, options), what, Newlines::kKeep);
+  return Error(NameOf({Culprit(failures).rank}, options), DescribeFailure(failures),
+               Newlines::kKeep);
 }
 
 Error DeadlineError(const Ranks& ranks, const LaunchOptions& options, milliseconds deadline) {
