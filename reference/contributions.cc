@@ -188,6 +188,10 @@ void Contributions::RunExperts() {
       }
     }
   }
+  d_p_TK_ = Matrix::Zero(x_TD.rows(), model_.top_k);
+  for (const Matrix& part_TK : d_p_TK) {
+    d_p_TK_ += part_TK;
+  }
   // The router's backward is linear in d_p, so each term goes through it alone.
   for (const Matrix& part_TK : d_p_TK) {
     d_logits_TE_.push_back(
@@ -247,6 +251,26 @@ const TokenSum& Contributions::d_gate_bias_E(std::int64_t owner, std::int64_t sl
 
 const TokenSum& Contributions::d_shared_gate_D(std::int64_t shared_slice) const {
   return d_shared_gate_D_.at(static_cast<std::size_t>(shared_slice));
+}
+
+Contributions::GatePart Contributions::GateWithScoresOf(
+    const std::vector<std::vector<std::int64_t>>& tokens_T) const {
+  const Arithmetic math(std::nullopt);
+  const Estimate scores_TE = Scores(
+      math, model_, Logits(math, model_, problem_.x_TD, problem_.gate_ED, problem_.gate_bias_E));
+  const CombineWeights combine = WeighSlots(math, model_, scores_TE, routing_);
+  Matrix d_p_TK = Matrix::Zero(d_p_TK_.rows(), d_p_TK_.cols());
+  for (std::size_t token = 0; token < tokens_T.size(); ++token) {
+    for (const std::int64_t other : tokens_T[token]) {
+      d_p_TK.row(static_cast<Eigen::Index>(token)) += d_p_TK_.row(other);
+    }
+  }
+  const Matrix d_logits_TE =
+      RouterBackward(math, model_, routing_, scores_TE, combine, {d_p_TK, Matrix()}).value;
+  const std::vector<std::int64_t> tokens = AllTokens(problem_.x_TD);
+  return {.d_gate_ED = {tokens, d_logits_TE, problem_.x_TD},
+          .d_gate_bias_E = {tokens, Matrix::Ones(problem_.x_TD.rows(), 1), d_logits_TE},
+          .d_x_TD = d_logits_TE * problem_.gate_ED};
 }
 
 ExpertSums Contributions::OfExpert(std::int64_t expert) const {

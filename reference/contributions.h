@@ -63,6 +63,15 @@ class Contributions {
   const TokenSum& d_shared_gate_D(std::int64_t shared_slice) const;
   const ExpertSums& shared() const { return shared_; }
 
+  // What the gate would get if the score of every slot had the gradients of the same slot of all
+  // these tokens, token by token, added up; all owners and slices together.
+  struct GatePart {
+    TokenSum d_gate_ED;
+    TokenSum d_gate_bias_E;
+    Matrix d_x_TD;
+  };
+  GatePart GateWithScoresOf(const std::vector<std::vector<std::int64_t>>& tokens_T) const;
+
   // Of one expert, made when asked for.
   ExpertSums OfExpert(std::int64_t expert) const;
 
@@ -79,6 +88,7 @@ class Contributions {
   std::int64_t shared_slices_;
   Routing routing_;
   Matrix p_TK_;
+  Matrix d_p_TK_;                    // gradient of the slots' scores
   std::vector<Matrix> d_logits_TE_;  // by owner * slices_ + slice
   std::vector<RowTerm> y_TD_;
   std::vector<RowTerm> d_x_TD_;

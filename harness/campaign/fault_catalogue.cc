@@ -488,7 +488,11 @@ void Cataloguer::BetweenCollectives() {
     Plant({.kind = Kind::kSplitRows}, "FC18", {});
   }
   if (layout_.SplitsTokensOverTp()) {
-    Plant({.kind = Kind::kLeakSlots}, "FC16", {});
+    std::vector<Answer> answers;
+    for (const char* name : {"d_x_TD", "d_gate_ED", "d_gate_bias_E"}) {
+      answers.push_back({name, {.cause = Cause::kLeakedSlots, .axes = {Axis::kTp}}});
+    }
+    Plant({.kind = Kind::kLeakSlots}, "FC16", std::move(answers));
   }
 }
 

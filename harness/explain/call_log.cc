@@ -1,8 +1,5 @@
 #include "harness/explain/call_log.h"
 
-#include <fmt/format.h>
-#include <fmt/ranges.h>
-
 #include <algorithm>
 
 namespace moe {
@@ -78,37 +75,41 @@ bool CallLog::ShowsStray(const std::string& tensor, Axis owed, Axis used) const 
   });
 }
 
-std::string CallLog::Sentence(const std::string& tensor, const Explanation& explanation) const {
+std::vector<CallFact> CallLog::FactsOn(const std::string& tensor,
+                                       const Explanation& explanation) const {
+  std::vector<CallFact> facts;
   if (!IsKnown()) {
-    return "";
+    return facts;
   }
-  std::vector<std::string> texts;
-  for (const Reduction& reduction : contract_->Owed()) {
-    const bool may_be_lost =
-        explanation.cause == Cause::kMissingSum || explanation.cause == Cause::kWrongGroup;
-    if (may_be_lost && Contains(explanation.axes, reduction.axis) && Times(reduction) == 0) {
-      texts.push_back(fmt::format("{} is in the contract and not in the call log ({} sums)",
-                                  ToText(reduction), longest_));
+  const auto add = [&](CallFact::Kind kind, const Reduction& sum) {
+    facts.push_back({.kind = kind,
+                     .sum = sum,
+                     .owed = contract_->Owes(sum),
+                     .times = Times(sum),
+                     .logged = static_cast<std::int64_t>(longest_)});
+  };
+  const bool may_be_lost =
+      explanation.cause == Cause::kMissingSum || explanation.cause == Cause::kWrongGroup;
+  for (const Reduction& sum : contract_->Owed()) {
+    if (may_be_lost && Contains(explanation.axes, sum.axis) && Times(sum) == 0) {
+      add(CallFact::Kind::kAbsent, sum);
     }
   }
   for (const Axis axis : explanation.used) {
     for (const Reduction& sum : SumsBehind(tensor)) {
       const Reduction stray{sum.tensor, axis};
       if (Contains(explanation.axes, sum.axis) && !contract_->Owes(stray) && Times(stray) > 0) {
-        texts.push_back(
-            fmt::format("{} is in the call log and not in the contract", ToText(stray)));
+        add(CallFact::Kind::kStray, stray);
       }
     }
   }
   for (const Axis axis : explanation.axes) {
     const Reduction own{tensor, axis};
-    if (texts.empty() && Times(own) > 0) {
-      texts.push_back(fmt::format("{} is {} in the contract and {} times in the call log ({} sums)",
-                                  ToText(own), contract_->Owes(own) ? "once" : "not", Times(own),
-                                  longest_));
+    if (facts.empty() && Times(own) > 0) {
+      add(CallFact::Kind::kCounted, own);
     }
   }
-  return fmt::format("{}", fmt::join(texts, "; "));
+  return facts;
 }
 
 }  // namespace moe

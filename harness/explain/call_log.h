@@ -24,9 +24,9 @@ class CallLog {
   // not over `owed`, over which it does.
   bool ShowsStray(const std::string& tensor, Axis owed, Axis used) const;
 
-  // What the log says of a cause: "d_gate_ED@tp is in the contract and not in the call log (2
-  // sums)"; empty when it says nothing.
-  std::string Sentence(const std::string& tensor, const Explanation& explanation) const;
+  // What the log says of a cause: sums that are in the contract and not in the log, the other way
+  // round, or how often one is in both. Empty when it says nothing.
+  std::vector<CallFact> FactsOn(const std::string& tensor, const Explanation& explanation) const;
 
  private:
   // The most that any rank took part in this sum; with those that were divided, or these alone.

@@ -8,7 +8,10 @@
 #include <cmath>
 #include <map>
 
+#include "harness/base/tensor_table.h"
+#include "harness/explain/costs.h"
 #include "harness/measure/norms.h"
+#include "harness/measure/tolerance.h"
 
 namespace moe {
 namespace {
@@ -28,7 +31,7 @@ std::vector<Axis> RepeatableAxes(const Suspect& suspect, const StepContract* con
   };
   const bool reaches_mesh = reaches(PathSubsetsOf(suspect, contract));
   const ContractTensor* known = contract ? contract->Find(suspect.name()) : nullptr;
-  const bool has_rows = suspect.name() == "y_TD" || suspect.name() == "d_x_TD";
+  const bool has_rows = TensorOf(suspect.name()).HasRows();
   std::vector<Axis> axes;
   for (const Axis axis : suspect.mesh().axes) {
     const bool is_cut = PlacementOn(suspect.observed().claim().placements, axis).IsShard();
@@ -47,10 +50,8 @@ std::vector<Axis> RepeatableAxes(const Suspect& suspect, const StepContract* con
 
 // What a tensor with one path alone is lost along.
 std::string OnlyPathOf(const std::string& tensor) {
-  return tensor.starts_with("d_gate")     ? "scores"
-         : tensor.starts_with("d_shared") ? "shared"
-         : IsExpertWeight(tensor)         ? "experts"
-                                          : "";
+  const auto paths = TensorOf(tensor).paths;
+  return paths.size() == 1 ? std::string(ToText(paths.front())) : "";
 }
 
 // In extended precision: of thousands of terms the rounding would be seen in a float64 factor.
@@ -82,7 +83,7 @@ std::map<std::size_t, PathFactors> FitHolders(const Suspect& suspect,
     if (!suspect.HolderIsWrong(suspect.HolderOf(index))) {
       continue;
     }
-    const Piece piece = suspect.Load(index);
+    const Piece& piece = suspect.Load(index);
     Sums& sum = sums[piece.holder];
     if (sum.gram.size() == 0) {
       sum.gram.setZero(count, count);
@@ -100,8 +101,8 @@ std::map<std::size_t, PathFactors> FitHolders(const Suspect& suspect,
         sum.gram(i, j) += LongDot(part, parts[static_cast<std::size_t>(j)]);
       }
     }
-    for (const double allowed : piece.allowed) {
-      sum.allowed += allowed * allowed;
+    for (const double deviation : piece.deviation) {
+      sum.allowed += kSafety * kSafety * deviation * deviation;
     }
   }
   std::map<std::size_t, PathFactors> fits;
@@ -120,14 +121,14 @@ std::map<std::size_t, PathFactors> FitHolders(const Suspect& suspect,
 }
 
 // The nearest whole number or one over a whole number, if it is within the factor's uncertainty.
-double Snap(double factor, double uncertainty, double largest_divisor) {
+std::optional<double> Snap(double factor, double uncertainty, double largest_divisor) {
   double nearest = std::round(factor);
   const double inverse = std::round(1.0 / factor);
   if (inverse != 0.0 && std::abs(inverse) <= largest_divisor &&
       std::abs(factor - 1.0 / inverse) < std::abs(factor - nearest)) {
     nearest = 1.0 / inverse;
   }
-  return std::abs(factor - nearest) <= uncertainty + 1e-9 ? nearest : factor;
+  return std::abs(factor - nearest) <= uncertainty + 1e-9 ? std::optional(nearest) : std::nullopt;
 }
 
 std::vector<double> PredictionOf(const Suspect& suspect, const Piece& piece,
@@ -145,182 +146,200 @@ std::vector<double> PredictionOf(const Suspect& suspect, const Piece& piece,
   return predicted;
 }
 
-bool Explains(const Suspect& suspect, const std::vector<std::string>& paths,
-              const std::vector<double>& factors, FitQuality& quality) {
-  return suspect.ForEachWrong([&](const Piece& piece) {
-    return suspect.Explains(piece, PredictionOf(suspect, piece, paths, factors), quality);
-  });
-}
+// What is said of a factor on some of the paths.
+struct Meaning {
+  Explanation explanation;
+  double cost = 0.0;
+  bool must_reach_d_x = false;
+};
 
-std::vector<Explanation> CausesOf(const Suspect& suspect, const StepContract* contract,
-                                  double factor, const std::vector<bool>& affected,
-                                  const std::vector<std::string>& paths) {
+// A path of its own is a longer story; a factor that no place of the step gives is rare.
+std::vector<Meaning> CausesOf(const Suspect& suspect, const StepContract* contract, double factor,
+                              double cost_of_factor, const std::vector<bool>& affected,
+                              const std::vector<std::string>& paths) {
   const std::string path = PathText(paths, affected);
+  const std::string only = path.empty() && paths.size() == 1 ? OnlyPathOf(suspect.name()) : path;
+  const double cost_of_path = path.empty() ? 0.0 : kLongerCost;
   if (factor == 0.0) {
-    const std::string lost = path.empty() && paths.size() == 1 ? OnlyPathOf(suspect.name()) : path;
-    return {{.cause = Cause::kLostPath,
-             .path = lost.empty() ? fmt::format("{}", fmt::join(paths, " and ")) : lost}};
+    return {{{.cause = Cause::kLostPath,
+              .path = only.empty() ? fmt::format("{}", fmt::join(paths, " and ")) : only},
+             kLongerCost + ChoiceCost(paths.size())}};
   }
-  std::vector<Explanation> causes;
-  for (const auto& product : ProductsOf(RepeatableAxes(suspect, contract, affected))) {
+  std::vector<Meaning> causes;
+  const std::vector<Axis> axes = RepeatableAxes(suspect, contract, affected);
+  const auto products = ProductsOf(axes);
+  for (const auto& product : products) {
     double size = 1.0;
     for (const Axis axis : product) {
       size *= static_cast<double>(suspect.manifest().meshes.With(axis).SizeOf(axis));
     }
     if (factor == size || factor == 1.0 / size) {
-      causes.push_back({.cause = factor > 1.0 ? Cause::kDoubleSum : Cause::kMeanForSum,
-                        .axes = product,
-                        .path = path});
+      causes.push_back({{.cause = factor > 1.0 ? Cause::kDoubleSum : Cause::kMeanForSum,
+                         .axes = product,
+                         .path = path},
+                        ChoiceCost(products.size()) + cost_of_path});
     }
   }
-  if (factor == 2.0 && !path.empty()) {
-    causes.push_back({.cause = Cause::kDoubledPath, .path = path});
+  const bool is_of_scores = only == ToText(Path::kScores);
+  if (factor == 2.0 && (!path.empty() || is_of_scores)) {
+    causes.push_back({{.cause = Cause::kDoubledPath, .path = only},
+                      (path.empty() ? 0.0 : kLongerCost) + ChoiceCost(paths.size()),
+                      is_of_scores});
   }
-  if (causes.empty()) {
-    causes.push_back({.cause = Cause::kWrongScale, .factor = factor, .path = path});
-  }
+  causes.push_back({{.cause = Cause::kWrongScale, .factor = factor, .path = path},
+                    kRareCost + cost_of_factor + cost_of_path});
   return causes;
 }
 
-// One factor, on the paths that are affected.
-struct FactorFit {
-  double factor = 1.0;
-  std::vector<bool> affected;
-  FitQuality quality;
+// A factor along each path; 1 where it is right.
+struct Factors {
+  std::vector<double> of;
+  double cost = 0.0;
 };
 
-// The factors that the holder with the smallest uncertainty gives, if they explain all holders.
-std::optional<std::vector<double>> CommonFactors(const Suspect& suspect,
-                                                 const std::vector<std::string>& paths,
-                                                 FitQuality& quality) {
+// Those that the holder with the smallest uncertainty gives: as they are, and as the whole numbers,
+// or parts, that they are nearest to.
+std::vector<Factors> FactorsOf(const Suspect& suspect, const std::vector<std::string>& paths) {
   const auto holders = FitHolders(suspect, paths);
   if (holders.empty()) {
-    return std::nullopt;
+    return {};
   }
   const auto best =
       std::min_element(holders.begin(), holders.end(), [](const auto& a, const auto& b) {
         return a.second.uncertainty.norm() < b.second.uncertainty.norm();
       });
   const PathFactors& fit = best->second;
-  std::vector<double> snapped;
+  const auto ranks = static_cast<std::size_t>(suspect.manifest().WorldSize());
+  std::size_t values = 0;
+  for (std::size_t index = 0; index < suspect.Pieces(); ++index) {
+    values += suspect.HolderOf(index) == best->first ? suspect.Load(index).got.size() : 0;
+  }
+  Factors raw;
+  Factors snapped;
   for (Eigen::Index path = 0; path < fit.factor.size(); ++path) {
-    snapped.push_back(Snap(fit.factor(path), fit.uncertainty(path),
-                           static_cast<double>(suspect.manifest().WorldSize())));
+    const double factor = fit.factor(path);
+    const auto whole = Snap(factor, fit.uncertainty(path), static_cast<double>(ranks));
+    const double fitted = FittedCost(values, factor, fit.uncertainty(path) / kSafety);
+    raw.of.push_back(factor);
+    raw.cost = std::max(raw.cost, fitted);
+    snapped.of.push_back(whole.value_or(factor));
+    // Whole numbers up to the number of ranks, and one over them.
+    snapped.cost =
+        std::max(snapped.cost, whole ? ChoiceCost(2 * std::max<std::size_t>(5, ranks)) : fitted);
   }
-  const bool snapped_fits = Explains(suspect, paths, snapped, quality) && quality.Helps();
-  const FitQuality of_snapped = quality;
-  quality = {};
-  const std::vector<double> raw(fit.factor.data(), fit.factor.data() + fit.factor.size());
-  // A fitted factor takes away some of any error, so it must take away nearly all.
-  const double smallest = fit.factor.cwiseAbs().minCoeff();
-  const bool fits = Explains(suspect, paths, raw, quality) && quality.before > 0.0 &&
-                    quality.left <= 0.05 * quality.before && quality.residual <= 0.5 * smallest;
-  // 1/1000 is near 0 and yet not 0, which shows in what is left.
-  const bool is_near_zero = std::count(snapped.begin(), snapped.end(), 0.0) > 0 && fits &&
-                            16.0 * quality.left < of_snapped.left;
-  if (snapped_fits && !is_near_zero) {
-    quality = of_snapped;
-    return snapped;
+  std::vector<Factors> all = {snapped};
+  if (raw.of != snapped.of) {
+    all.push_back(std::move(raw));
   }
-  return fits ? std::optional(raw) : std::nullopt;
+  return all;
 }
 
-// One factor of the whole tensor, as if it had one path.
-std::optional<FactorFit> FindFactorOfAll(const Suspect& suspect, std::size_t paths) {
-  FactorFit fit;
-  const auto factor = CommonFactors(suspect, {""}, fit.quality);
-  if (!factor) {
-    return std::nullopt;
+// Nothing of what all paths bring; a little of something else is not nothing.
+bool HoldsNothing(const Suspect& suspect) {
+  for (std::size_t index = 0; index < suspect.Pieces(); ++index) {
+    if (Norm(suspect.Load(index).got) != 0.0) {
+      return false;
+    }
   }
-  fit.factor = factor->front();
-  fit.affected.assign(paths, true);
-  return fit;
+  return true;
 }
 
-// One factor along some of the paths.
-std::optional<FactorFit> FindFactorOfPaths(const Suspect& suspect,
-                                           const std::vector<std::string>& paths) {
-  FactorFit fit;
-  const auto factors = CommonFactors(suspect, paths, fit.quality);
-  if (!factors) {
-    return std::nullopt;
-  }
-  for (const double factor : *factors) {
+void AddHypotheses(const Suspect& suspect, const StepContract* contract,
+                   const std::vector<std::string>& own_paths, const std::vector<std::string>& paths,
+                   const Factors& factors, std::vector<Hypothesis>& hypotheses) {
+  const bool is_whole = paths.size() != own_paths.size() || own_paths.size() == 1;
+  std::vector<bool> affected;
+  double factor = 1.0;
+  for (const double of_path : factors.of) {
     // Snapped to 1 where it can be; what is near it without being it was not.
-    fit.affected.push_back(std::abs(factor - 1.0) > 1e-6);
-    if (!fit.affected.back()) {
+    affected.push_back(std::abs(of_path - 1.0) > 1e-6);
+    if (!affected.back()) {
       continue;
     }
-    if (fit.factor != 1.0 && std::abs(factor - fit.factor) > 1e-6 * std::abs(factor)) {
-      return std::nullopt;  // two causes at once
+    if (factor != 1.0 && std::abs(of_path - factor) > 1e-6 * std::abs(of_path)) {
+      return;  // two causes at once
     }
-    fit.factor = factor;
+    factor = of_path;
   }
-  return fit.factor == 1.0 ? std::nullopt : std::optional(fit);
-}
-
-// The simpler one, unless it is much the worse: where one path is far larger than the others, what
-// happens to it happens to nearly all.
-std::optional<FactorFit> FindFactor(const Suspect& suspect, const std::vector<std::string>& paths) {
-  const auto of_all = FindFactorOfAll(suspect, paths.size());
-  const auto of_paths = paths.size() > 1 ? FindFactorOfPaths(suspect, paths) : std::nullopt;
-  const bool paths_win =
-      of_paths && (!of_all || 16.0 * of_paths->quality.left < of_all->quality.left);
-  return paths_win ? of_paths : of_all;
+  if (factor == 1.0 && !is_whole) {
+    return;
+  }
+  if (is_whole) {
+    factor = factors.of.front();
+    affected.assign(own_paths.size(), true);
+  }
+  const bool is_all = std::find(affected.begin(), affected.end(), false) == affected.end();
+  if (factor == 0.0 && ((is_all && !HoldsNothing(suspect)) || !suspect.AllHoldersAreWrong())) {
+    return;  // One rank that has nothing has lost no path.
+  }
+  for (Meaning& meaning : CausesOf(suspect, contract, factor, factors.cost, affected, own_paths)) {
+    hypotheses.push_back(
+        {.explanation = std::move(meaning.explanation),
+         .cost = meaning.cost,
+         .predict =
+             [&suspect, paths, of = factors.of](const Piece& piece, Prediction& prediction) {
+               prediction.values = PredictionOf(suspect, piece, paths, of);
+               return true;
+             },
+         .reach = Hypothesis::Reach::kWrongHolders,
+         .finish =
+             [must_reach = meaning.must_reach_d_x](Fit& fit) {
+               fit.must_reach_d_x = must_reach;
+               fit.names_a_factor = fit.explanation.cause == Cause::kWrongScale;
+               // Whole groups sum, and a path is lost or doubled for all ranks alike.
+               fit.cost += !fit.names_a_factor && !fit.everywhere ? kRareCost : 0.0;
+               return true;
+             }});
+  }
 }
 
 }  // namespace
 
 std::vector<Fit> FindFactorCauses(const Suspect& suspect, const StepContract* contract) {
-  const std::vector<std::string> paths = suspect.ledger().PathsOf(suspect.name());
-  const auto found = FindFactor(suspect, paths);
-  if (!found) {
-    return {};
-  }
-  bool everywhere = true;
-  bool is_zero = true;
-  for (std::size_t index = 0; index < suspect.Pieces(); ++index) {
-    everywhere = everywhere && suspect.HolderIsWrong(suspect.HolderOf(index));
-    is_zero = is_zero && (found->factor != 0.0 || Norm(suspect.Load(index).got) == 0.0);
-  }
-  const bool is_all =
-      std::find(found->affected.begin(), found->affected.end(), false) == found->affected.end();
-  if (is_all && !is_zero) {
-    return {};  // A little of something else is not nothing.
-  }
-  if (found->factor == 0.0 && !everywhere) {
-    return {};  // One rank that has nothing has lost no path.
+  const std::vector<std::string> own_paths = suspect.ledger().PathsOf(suspect.name());
+  std::vector<std::vector<std::string>> choices = {{""}};
+  if (own_paths.size() > 1) {
+    choices.push_back(own_paths);
   }
   std::vector<Fit> fits;
-  for (Explanation& cause : CausesOf(suspect, contract, found->factor, found->affected, paths)) {
-    fits.push_back({.explanation = std::move(cause),
-                    .residual = found->quality.residual,
-                    .everywhere = everywhere});
+  for (const std::vector<std::string>& paths : choices) {
+    for (const Factors& factors : FactorsOf(suspect, paths)) {
+      std::vector<Hypothesis> hypotheses;
+      AddHypotheses(suspect, contract, own_paths, paths, factors, hypotheses);
+      std::vector<Fit> more = Test(suspect, std::move(hypotheses));
+      const bool is_quiet =
+          std::any_of(more.begin(), more.end(), [](const Fit& fit) { return fit.misfit.is_quiet; });
+      std::move(more.begin(), more.end(), std::back_inserter(fits));
+      if (is_quiet) {
+        break;  // Of whole numbers that leave rounding alone, rounding could fit no better ones.
+      }
+    }
   }
   return fits;
 }
 
 double ErrorLeftByFactors(const Suspect& suspect) {
   const std::vector<std::string> paths = suspect.ledger().PathsOf(suspect.name());
-  FitQuality quality;
+  double squares_left = 0.0;
+  double squares = 0.0;
   for (const auto& [holder, fit] : FitHolders(suspect, paths)) {
     const std::vector<double> factors(fit.factor.data(), fit.factor.data() + fit.factor.size());
     for (std::size_t index = 0; index < suspect.Pieces(); ++index) {
       if (suspect.HolderOf(index) == holder) {
-        const Piece piece = suspect.Load(index);
+        const Piece& piece = suspect.Load(index);
         const double left = Distance(piece.got, PredictionOf(suspect, piece, paths, factors));
         const double before = Distance(piece.got, piece.want);
-        quality.left += left * left;
-        quality.before += before * before;
+        squares_left += left * left;
+        squares += before * before;
       }
     }
   }
-  return quality.before > 0.0 ? quality.left / quality.before : 1.0;
+  return squares > 0.0 ? squares_left / squares : 1.0;
 }
 
-std::string DescribeFactor(double factor, const Manifest& manifest) {
+std::vector<std::string> MeaningsOf(double factor, const Manifest& manifest) {
   if (std::abs(factor - 1.0) < 0.05) {
-    return "";  // no size is so near to 1
+    return {};  // no size is so near to 1
   }
   std::map<std::string, double> sizes;
   for (const Mesh* mesh : {&manifest.meshes.dense, &manifest.meshes.expert}) {
@@ -363,7 +382,7 @@ std::string DescribeFactor(double factor, const Manifest& manifest) {
   if (found.size() > kMostNamed) {
     found.resize(kMostNamed);
   }
-  return fmt::format("{}", fmt::join(found, ", or "));
+  return found;
 }
 
 }  // namespace moe

@@ -194,9 +194,13 @@ const std::vector<bool>& Ledger::RoutedTokens(Spread spread, std::int64_t rank) 
       return sent_[r];
     case Spread::kOwners:
       return ep_[r];
-    default:
+    case Spread::kTokens:
+    case Spread::kUngatheredTokens:
+    case Spread::kUngatheredOwners:
+    case Spread::kSources:
       return own_[r];
   }
+  return own_[r];
 }
 
 Ledger::Parts Ledger::PartsOf(Spread spread, const std::string& tensor, const std::string& path,
@@ -206,6 +210,10 @@ Ledger::Parts Ledger::PartsOf(Spread spread, const std::string& tensor, const st
   Parts parts;
   if (tensor == "tokens_per_expert_E") {
     parts.in_T = own_[r];
+    return parts;
+  }
+  if (spread == Spread::kSources) {
+    parts.in_T = slices_hidden_ ? tp_[r] : flat_ != own_ ? flat_[r] : own_[r];
     return parts;
   }
   if (IsExpertWeight(tensor)) {
@@ -277,6 +285,67 @@ double Ledger::SlotsOf(const std::vector<bool>& in_T,
 std::vector<double> Ledger::Share(Spread spread, const std::string& tensor, const std::string& path,
                                   std::int64_t source, const Slice& slice) {
   return Read(tensor, path, PartsOf(spread, tensor, path, source), slice);
+}
+
+bool Ledger::SendsTo(std::int64_t source, std::int64_t holder) const {
+  return !slices_hidden_ || Coordinate(source, Axis::kEtp) == Coordinate(holder, Axis::kEtp);
+}
+
+bool Ledger::MayLeakSlots(const std::string& tensor) const {
+  const bool is_of_gate = tensor.starts_with("d_gate") || tensor == "d_x_TD";
+  return is_of_gate && manifest_.layout.tp > 1 && !slices_hidden_;
+}
+
+std::vector<double> Ledger::WithLeakedSlots(const std::string& tensor, const Slice& slice) {
+  if (!leaked_) {
+    const Mesh& dense = manifest_.meshes.dense;
+    std::vector<std::vector<std::int64_t>> tokens_T(own_.front().size());
+    for (std::int64_t rank = 0; rank < dense.WorldSize(); ++rank) {
+      // The tokens of the rank's part in order, and those at the same places of the other parts.
+      const auto group = dense.GroupOf(rank, {Axis::kTp});
+      std::vector<std::vector<std::int64_t>> parts;
+      for (const std::int64_t member : group) {
+        auto& part = parts.emplace_back();
+        const auto& has = flat_[static_cast<std::size_t>(member)];
+        for (std::size_t token = 0; token < has.size(); ++token) {
+          if (has[token]) {
+            part.push_back(static_cast<std::int64_t>(token));
+          }
+        }
+      }
+      for (std::size_t place = 0; group.front() == rank && place < parts.front().size(); ++place) {
+        std::vector<std::int64_t> alike;
+        for (const auto& part : parts) {
+          if (place < part.size()) {
+            alike.push_back(part[place]);
+          }
+        }
+        for (const std::int64_t token : alike) {
+          tokens_T[static_cast<std::size_t>(token)] = alike;
+        }
+      }
+    }
+    leaked_ = Terms(/*by_owner=*/false, /*by_slice=*/true).GateWithScoresOf(tokens_T);
+  }
+  std::vector<double> values;
+  if (tensor == "d_x_TD") {
+    for (const std::int64_t token : slice.index[0]) {
+      for (const std::int64_t column : slice.index[1]) {
+        values.push_back(leaked_->d_x_TD(token, column));
+      }
+    }
+    for (const std::string& path : PathsOf(tensor)) {
+      if (path != "gate") {
+        const auto part = Whole(tensor, path, slice);
+        std::transform(values.begin(), values.end(), part.begin(), values.begin(), std::plus<>());
+      }
+    }
+    return values;
+  }
+  const std::vector<bool> all(own_.front().size(), true);
+  Append(SumOf(tensor == "d_gate_ED" ? leaked_->d_gate_ED : leaked_->d_gate_bias_E, all), slice,
+         values);
+  return values;
 }
 
 std::vector<double> Ledger::Whole(const std::string& tensor, const std::string& path,

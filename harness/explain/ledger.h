@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -31,6 +32,8 @@ enum class Spread {
   kUngatheredTokens,
   kUngatheredOwners,
   kUngatheredSlices,
+  // Of an expert weight: what each rank's own rows give that it sends to the experts.
+  kSources,
 };
 
 class Ledger {
@@ -57,7 +60,17 @@ class Ledger {
   std::vector<double> Share(Spread spread, const std::string& tensor, const std::string& path,
                             std::int64_t source, const Slice& slice);
 
-  // The same of all ranks together: what a correct step gives.
+  // Whether rank `source` sends rows to the experts of rank `holder`: under tensor-parallel experts
+  // that all have the same rows, only to those of its own slice.
+  bool SendsTo(std::int64_t source, std::int64_t holder) const;
+
+  // Whether tp ranks route their own parts of tokens that all of them have, so that the scores of
+  // the others' slots could get a gradient too; and what the tensor is if each of them gives its
+  // own slots' gradients to the slots at the same places of the others' parts.
+  bool MayLeakSlots(const std::string& tensor) const;
+  std::vector<double> WithLeakedSlots(const std::string& tensor, const Slice& slice);
+
+  // The share of all ranks together: what a correct step gives.
   std::vector<double> Whole(const std::string& tensor, const std::string& path, const Slice& slice);
 
   // The tokens that the ranks `sources` bring to their shares of `tensor` under `spread`, and how
@@ -107,6 +120,7 @@ class Ledger {
   std::vector<std::vector<bool>> sent_;  // those that its ep * etp group sends to the experts
   // Split by owner, by slice, or both.
   std::map<std::pair<bool, bool>, std::unique_ptr<reference::Contributions>> terms_;
+  std::optional<reference::Contributions::GatePart> leaked_;
   std::map<std::int64_t, reference::ExpertSums> expert_terms_;
   std::map<std::tuple<std::string, std::int64_t, Parts>, reference::Matrix> gradients_;
   std::int64_t kept_ = 0;  // numbers in the two maps above

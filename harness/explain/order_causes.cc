@@ -3,9 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <memory>
 #include <numeric>
 #include <set>
+#include <utility>
 
+#include "harness/base/tensor_table.h"
+#include "harness/explain/costs.h"
 #include "harness/measure/norms.h"
 #include "harness/measure/tolerance.h"
 
@@ -30,46 +34,39 @@ std::vector<Row> RowsOf(const std::vector<double>& values, std::size_t rows, boo
   return result;
 }
 
-// Whether two rows are the same up to `relative` rounding, with a floor of `absolute`.
-bool Same(const Row& a, const Row& b, double relative, double absolute) {
-  return Distance(a, b) <= std::max(absolute, relative * std::max(Norm(a), Norm(b)));
-}
-
-// Whether every row of `got` is one of `want`, not all in their places and none taken twice, and
-// much nearer to it than to the one in its place. The place of row r is own[r].
-bool IsPermutation(const std::vector<Row>& got, const std::vector<Row>& want,
-                   const std::vector<std::int64_t>& own, double relative, double absolute) {
-  FitQuality quality;
+// Which row of `want` each row of `got` is nearest to, none taken twice: its own place, own[r],
+// where it is as near to that as rounding allows. Adds what so many choices cost.
+std::vector<std::size_t> MatchRows(const std::vector<Row>& got, const std::vector<Row>& want,
+                                   const std::vector<std::int64_t>& own,
+                                   const std::vector<double>& slack, double& cost) {
   std::vector<bool> taken(want.size(), false);
-  bool moved = false;
-  std::vector<double> norms;
-  std::transform(want.begin(), want.end(), std::back_inserter(norms), Norm);
+  std::vector<std::size_t> places(got.size(), want.size());
   for (std::size_t row = 0; row < got.size(); ++row) {
-    const double norm = Norm(got[row]);
-    const auto fits = [&](std::size_t place) {
-      return !taken[place] &&
-             std::abs(norms[place] - norm) <= absolute + relative * std::max(norm, norms[place]) &&
-             Same(got[row], want[place], relative, absolute);
-    };
     const auto own_place = static_cast<std::size_t>(own[row]);
-    std::size_t place = own_place;
-    if (!fits(place)) {
-      place = 0;
-      while (place < want.size() && !fits(place)) {
-        ++place;
+    if (Distance(got[row], want[own_place]) <= slack[row]) {
+      places[row] = own_place;
+      taken[own_place] = true;
+    }
+  }
+  for (std::size_t row = 0; row < got.size(); ++row) {
+    if (places[row] < want.size()) {
+      continue;
+    }
+    double nearest = INFINITY;
+    for (std::size_t place = 0; place < want.size(); ++place) {
+      const double distance = taken[place] ? INFINITY : Distance(got[row], want[place]);
+      if (distance < nearest) {
+        nearest = distance;
+        places[row] = place;
       }
     }
-    if (place == want.size()) {
-      return false;
+    if (places[row] == want.size()) {
+      places[row] = static_cast<std::size_t>(own[row]);
     }
-    taken[place] = true;
-    moved = moved || place != own_place;
-    const double left = Distance(got[row], want[place]);
-    const double before = Distance(got[row], want[own_place]);
-    quality.left += left * left;
-    quality.before += before * before;
+    taken[places[row]] = true;
+    cost += ChoiceCost(want.size());
   }
-  return moved && quality.Helps();
+  return places;
 }
 
 std::vector<std::int64_t> InOrder(std::size_t rows) {
@@ -78,89 +75,135 @@ std::vector<std::int64_t> InOrder(std::size_t rows) {
   return places;
 }
 
-// What rounding may make of a row of `piece` with `rows` of them: relative and absolute.
-std::pair<double, double> SlackOf(const Suspect& suspect, const Piece& piece, std::size_t rows) {
-  double allowed = 0.0;
-  for (const double unit : piece.allowed) {
-    allowed += unit * unit;
+// What rounding may make of each of so many rows of `piece`, which are its units or in one of them.
+std::vector<double> SlackOf(const Piece& piece, std::size_t rows) {
+  std::vector<double> slack = piece.deviation;
+  if (rows != piece.Units()) {
+    slack.assign(rows, Norm(piece.deviation) / std::sqrt(static_cast<double>(rows)));
   }
-  allowed = std::sqrt(allowed);
-  const double norm = Norm(piece.want);
-  const double floor = 4.0 * UnitRoundoff(suspect.manifest().dtype);
-  return {norm > 0.0 ? std::max(1.5 * allowed / norm, floor) : floor,
-          2.0 * allowed / std::sqrt(static_cast<double>(rows))};
+  std::for_each(slack.begin(), slack.end(), [](double& row) { row *= 2.0 * kSafety; });
+  return slack;
 }
 
-// Whether each wrong piece holds, in its places, another expert of those that its rank may hold.
-bool ExpertsArePermuted(const Suspect& suspect) {
+std::vector<double> InPlaces(const std::vector<Row>& rows, const std::vector<std::size_t>& places,
+                             bool by_column) {
+  const std::size_t columns = rows.front().size();
+  std::vector<double> values(places.size() * columns);
+  for (std::size_t r = 0; r < places.size(); ++r) {
+    for (std::size_t c = 0; c < columns; ++c) {
+      values[by_column ? c * places.size() + r : r * columns + c] = rows[places[r]][c];
+    }
+  }
+  return values;
+}
+
+// A hypothesis whose order is read off the values: `cost` is what that came to.
+Hypothesis Permuted(std::string permuted, std::shared_ptr<double> cost,
+                    std::function<bool(const Piece&, Prediction&)> predict) {
+  return {.explanation = {.cause = Cause::kPermuted, .permuted = std::move(permuted)},
+          .cost = kRareCost,
+          .predict = std::move(predict),
+          .reach = Hypothesis::Reach::kWrongHolders,
+          .finish = [cost = std::move(cost)](Fit& fit) {
+            fit.cost += *cost;
+            return *cost > 0.0;  // nothing moved
+          }};
+}
+
+// Each wrong piece holds, in its places, another expert of those that its rank has.
+void AddExperts(const Suspect& suspect, std::vector<Hypothesis>& hypotheses) {
   constexpr double kMostCompared =
       1e10;  // numbers; of a real layer's experts it would take minutes
   const auto& holders = suspect.observed().holders();
   const auto experts = static_cast<double>(suspect.observed().claim().shape[0]);
   const auto held = static_cast<double>(NumElements(holders.front().slice.LocalShape()));
   if (experts * held > kMostCompared) {
-    return false;
+    return;
   }
-  std::map<std::size_t, std::set<std::int64_t>> taken;  // by holder
-  FitQuality quality;
-  const bool all = suspect.ForEachWrong([&](const Piece& piece) {
-    for (const std::int64_t expert : holders[piece.holder].slice.index[0]) {
-      Slice slice = piece.slice;
-      slice.index[0] = {expert};
-      FitQuality with = quality;
-      if (!taken[piece.holder].contains(expert) &&
-          suspect.Explains(piece, suspect.WholeAt(slice), with)) {
-        taken[piece.holder].insert(expert);
-        quality = with;
-        return true;
-      }
-    }
-    return false;
-  });
-  return all && quality.Helps();
+  auto cost = std::make_shared<double>(0.0);
+  auto taken = std::make_shared<std::map<std::size_t, std::set<std::int64_t>>>();  // by holder
+  hypotheses.push_back(
+      Permuted("experts", cost,
+               [&suspect, &holders, cost, taken](const Piece& piece, Prediction& prediction) {
+                 if (!piece.is_wrong) {
+                   prediction.values = piece.want;
+                   return true;
+                 }
+                 std::optional<std::int64_t> nearest;
+                 double least = INFINITY;
+                 const auto& own = holders[piece.holder].slice.index[0];
+                 for (const std::int64_t expert : own) {
+                   Slice slice = piece.slice;
+                   slice.index[0] = {expert};
+                   std::vector<double> values = suspect.WholeAt(slice);
+                   const double distance = Distance(piece.got, values);
+                   if (expert != piece.slice.index[0].front() &&
+                       !(*taken)[piece.holder].contains(expert) && distance < least) {
+                     least = distance;
+                     nearest = expert;
+                     prediction.values = std::move(values);
+                   }
+                 }
+                 if (!nearest) {
+                   return false;
+                 }
+                 (*taken)[piece.holder].insert(*nearest);
+                 *cost += piece.weight * ChoiceCost(own.size());
+                 return true;
+               }));
 }
 
 // Rows that are judged one by one in another order, within the rank or among all rows.
-bool UnitsArePermuted(const Suspect& suspect) {
+void AddUnits(const Suspect& suspect, const std::string& permuted, bool among_all,
+              std::vector<Hypothesis>& hypotheses) {
+  auto cost = std::make_shared<double>(0.0);
   const bool is_vector = suspect.observed().claim().shape.size() == 1;
-  return suspect.ForEachWrong([&](const Piece& piece) {
-    const std::size_t rows = is_vector ? piece.got.size() : piece.Units();
-    if (rows < 2) {
-      return false;
-    }
-    const auto [relative, absolute] = SlackOf(suspect, piece, rows);
-    const auto got = RowsOf(piece.got, rows, /*by_column=*/false);
-    if (IsPermutation(got, RowsOf(piece.want, rows, false), InOrder(rows), relative, absolute)) {
-      return true;
-    }
-    Slice all = piece.slice;
-    all.index[0].resize(static_cast<std::size_t>(suspect.observed().claim().shape[0]));
-    std::iota(all.index[0].begin(), all.index[0].end(), 0);
-    return IsPermutation(got, RowsOf(suspect.WholeAt(all), all.index[0].size(), false),
-                         piece.slice.index[0], relative, absolute);
-  });
+  hypotheses.push_back(Permuted(
+      permuted, cost,
+      [&suspect, cost, is_vector, among_all](const Piece& piece, Prediction& prediction) {
+        const std::size_t rows = is_vector ? piece.got.size() : piece.Units();
+        if (rows < 2) {
+          return false;
+        }
+        const auto got = RowsOf(piece.got, rows, /*by_column=*/false);
+        std::vector<Row> want = RowsOf(piece.want, rows, false);
+        std::vector<std::int64_t> own = InOrder(rows);
+        if (among_all) {
+          Slice all = piece.slice;
+          all.index[0] = InOrder(static_cast<std::size_t>(suspect.observed().claim().shape[0]));
+          want = RowsOf(suspect.WholeAt(all), all.index[0].size(), false);
+          own = piece.slice.index[0];
+        }
+        double own_cost = 0.0;
+        const auto places = MatchRows(got, want, own, SlackOf(piece, rows), own_cost);
+        *cost += piece.weight * own_cost;
+        prediction.values = InPlaces(want, places, /*by_column=*/false);
+        return true;
+      }));
 }
 
 // Rows of w1 and w3, columns of w2, within each expert.
-bool HiddenUnitsArePermuted(const Suspect& suspect) {
-  const std::string& name = suspect.name();
-  const bool by_column = name == "d_w2_EDF" || name == "d_shared_w2_DF";
-  if (!IsExpertWeight(name) && !name.starts_with("d_shared_w")) {
-    return false;
-  }
-  bool any = false;
-  const bool all = suspect.ForEachWrong([&](const Piece& piece) {
-    if (!piece.is_wrong) {
-      return true;
-    }
-    any = true;
-    const std::size_t rows = piece.slice.index[piece.slice.index.size() - 2].size();
-    const auto got = RowsOf(piece.got, rows, by_column);
-    const auto [relative, absolute] = SlackOf(suspect, piece, got.size());
-    return IsPermutation(got, RowsOf(piece.want, rows, by_column), InOrder(got.size()), relative,
-                         absolute);
-  });
-  return any && all;
+void AddHiddenUnits(const Suspect& suspect, std::vector<Hypothesis>& hypotheses) {
+  const TensorRow& row = TensorOf(suspect.name());
+  const auto place = row.PlaceOf(Dim::kF) ? row.PlaceOf(Dim::kF) : row.PlaceOf(Dim::kS);
+  const bool by_column = place == row.dims.size() - 1;
+  auto cost = std::make_shared<double>(0.0);
+  hypotheses.push_back(
+      Permuted("hidden units", cost, [cost, by_column](const Piece& piece, Prediction& prediction) {
+        if (!piece.is_wrong) {
+          prediction.values = piece.want;
+          return true;
+        }
+        const std::size_t rows = piece.slice.index[piece.slice.index.size() - 2].size();
+        const auto got = RowsOf(piece.got, rows, by_column);
+        const auto want = RowsOf(piece.want, rows, by_column);
+        double own_cost = 0.0;
+        const auto places =
+            MatchRows(got, want, InOrder(got.size()), SlackOf(piece, got.size()), own_cost);
+        *cost += piece.weight * own_cost;
+        prediction.values = InPlaces(want, places, by_column);
+        return true;
+      }));
 }
 
 // Values as they come from memory that is read as if it were not transposed: element k of the
@@ -171,8 +214,7 @@ std::vector<double> Misread(const Suspect& suspect, const Piece& piece) {
   const std::int64_t rank = suspect.observed().holders()[piece.holder].ranks.front();
   std::vector<double> all;
   std::size_t offset = 0;
-  const bool is_scattered =
-      (suspect.name() == "y_TD" || suspect.name() == "d_x_TD") && IsSharded(suspect, Axis::kTp);
+  const bool is_scattered = TensorOf(suspect.name()).HasRows() && IsSharded(suspect, Axis::kTp);
   for (const std::int64_t other :
        is_scattered ? suspect.mesh().GroupOf(rank, {Axis::kTp}) : std::vector{rank}) {
     offset = other == rank ? all.size() : offset;
@@ -189,87 +231,95 @@ std::vector<double> Misread(const Suspect& suspect, const Piece& piece) {
   return values;
 }
 
-bool ElementsArePermuted(const Suspect& suspect) {
-  FitQuality quality;
-  return suspect.observed().claim().shape.size() > 1 &&
-         suspect.ForEachWrong([&](const Piece& piece) {
-           return suspect.Explains(piece, Misread(suspect, piece), quality);
-         }) &&
-         quality.Helps();
-}
-
 }  // namespace
 
-std::optional<Fit> FindMisplacedShard(const Suspect& suspect) {
+std::vector<Fit> FindMisplacedShards(const Suspect& suspect) {
   const Mesh& mesh = suspect.mesh();
-  std::map<std::size_t, std::set<std::int64_t>> possible;  // holder -> ranks whose slice it has
-  FitQuality quality;
-  const bool all = suspect.ForEachWrong([&](const Piece& piece) {
-    auto found = possible.find(piece.holder);
-    if (found == possible.end()) {
-      std::set<std::int64_t> ranks;
-      for (std::int64_t rank = 0; rank < mesh.WorldSize(); ++rank) {
-        ranks.insert(rank);
-      }
-      found = possible.emplace(piece.holder, std::move(ranks)).first;
+  // Ranks whose slice a holder may have, by holder; narrowed by each of its pieces.
+  auto possible = std::make_shared<std::map<std::size_t, std::vector<std::int64_t>>>();
+  const auto predict = [&suspect, &mesh, possible](const Piece& piece, Prediction& prediction) {
+    auto found = possible->find(piece.holder);
+    if (found == possible->end()) {
+      found = possible->emplace(piece.holder, InOrder(static_cast<std::size_t>(mesh.WorldSize())))
+                  .first;
     }
-    const FitQuality before = quality;
+    bool has_values = false;
     std::erase_if(found->second, [&](std::int64_t rank) {
       const auto places = suspect.PlacesOn(piece, rank);
-      FitQuality with = before;
-      if (!places || places->index == piece.slice.index ||
-          !suspect.Explains(piece, suspect.WholeAt(*places), with)) {
+      if (!places || places->index == piece.slice.index) {
         return true;
       }
-      quality = with;
+      Prediction of_rank{.values = suspect.WholeAt(*places)};
+      Misfit alone;
+      if (!suspect.Add(piece, of_rank, alone)) {
+        return true;
+      }
+      prediction.values = std::move(of_rank.values);
+      has_values = true;
       return false;
     });
-    return !found->second.empty();
-  });
-  if (!all || possible.empty() || !quality.Helps()) {
-    return std::nullopt;
-  }
-  std::vector<Axis> along;
-  for (const auto& [holder, ranks] : possible) {
-    const std::int64_t own = suspect.observed().holders()[holder].ranks.front();
-    std::optional<std::vector<Axis>> fewest;
-    for (const std::int64_t rank : ranks) {
-      std::vector<Axis> axes;
-      for (const Axis axis : mesh.axes) {
-        if (IsSharded(suspect, axis) && mesh.Coordinate(rank, axis) != mesh.Coordinate(own, axis)) {
-          axes.push_back(axis);
+    return has_values;
+  };
+  const auto finish = [&suspect, &mesh, possible](Fit& fit) {
+    for (const auto& [holder, ranks] : *possible) {
+      const std::int64_t own = suspect.observed().holders()[holder].ranks.front();
+      std::optional<std::vector<Axis>> fewest;
+      for (const std::int64_t rank : ranks) {
+        std::vector<Axis> axes;
+        for (const Axis axis : mesh.axes) {
+          if (IsSharded(suspect, axis) &&
+              mesh.Coordinate(rank, axis) != mesh.Coordinate(own, axis)) {
+            axes.push_back(axis);
+          }
+        }
+        if (!fewest || axes.size() < fewest->size()) {
+          fewest = axes;
         }
       }
-      if (!fewest || axes.size() < fewest->size()) {
-        fewest = axes;
+      for (const Axis axis : fewest.value_or(std::vector<Axis>())) {
+        if (std::find(fit.explanation.axes.begin(), fit.explanation.axes.end(), axis) ==
+            fit.explanation.axes.end()) {
+          fit.explanation.axes.push_back(axis);
+        }
       }
     }
-    for (const Axis axis : *fewest) {
-      if (std::find(along.begin(), along.end(), axis) == along.end()) {
-        along.push_back(axis);
-      }
-    }
-  }
-  Fit fit{.explanation = {.cause = Cause::kMisplacedShard, .axes = along}};
-  fit.residual = quality.residual;
-  return fit;
+    return !possible->empty();
+  };
+  return Test(suspect, {{.explanation = {.cause = Cause::kMisplacedShard},
+                         .cost = kRareCost + ChoiceCost(static_cast<std::size_t>(mesh.WorldSize())),
+                         .predict = predict,
+                         .reach = Hypothesis::Reach::kWrongHolders,
+                         .finish = finish}});
 }
 
-std::optional<Fit> FindPermutation(const Suspect& suspect) {
-  const bool rows_are_tokens = suspect.name() == "y_TD" || suspect.name() == "d_x_TD";
-  const bool has_rows = suspect.observed().HasUnits() || suspect.name() == "d_gate_bias_E";
-  if (IsExpertWeight(suspect.name()) ? ExpertsArePermuted(suspect)
-                                     : has_rows && UnitsArePermuted(suspect)) {
-    return Fit{.explanation = {.cause = Cause::kPermuted,
-                               .permuted = rows_are_tokens ? "tokens" : "experts"}};
+std::vector<Fit> FindPermutations(const Suspect& suspect) {
+  const std::string& name = suspect.name();
+  std::vector<Hypothesis> hypotheses;
+  // A vector over experts is judged as a whole, and may be in another order all the same.
+  const TensorRow& row = TensorOf(name);
+  const bool has_rows = suspect.observed().HasUnits() || (row.IsResult() && row.PlaceOf(Dim::kE));
+  if (IsExpertWeight(name)) {
+    AddExperts(suspect, hypotheses);
+  } else if (has_rows) {
+    const char* rows = suspect.observed().UnitsAreTokens() ? "tokens" : "experts";
+    AddUnits(suspect, rows, /*among_all=*/false, hypotheses);
+    AddUnits(suspect, rows, /*among_all=*/true, hypotheses);
   }
-  if (HiddenUnitsArePermuted(suspect)) {
-    return Fit{.explanation = {.cause = Cause::kPermuted, .permuted = "hidden units"}};
+  const bool has_hidden_units = row.PlaceOf(Dim::kF) || row.PlaceOf(Dim::kS);
+  if (row.IsResult() && has_hidden_units) {
+    AddHiddenUnits(suspect, hypotheses);
   }
-  if (ElementsArePermuted(suspect)) {
-    return Fit{.explanation = {.cause = Cause::kPermuted, .permuted = "elements"}};
+  if (suspect.observed().claim().shape.size() > 1) {
+    hypotheses.push_back({.explanation = {.cause = Cause::kPermuted, .permuted = "elements"},
+                          .cost = kRareCost,
+                          .predict =
+                              [&suspect](const Piece& piece, Prediction& prediction) {
+                                prediction.values = Misread(suspect, piece);
+                                return true;
+                              },
+                          .reach = Hypothesis::Reach::kWrongHolders});
   }
-  return std::nullopt;
+  return Test(suspect, std::move(hypotheses));
 }
 
 }  // namespace moe

@@ -1,17 +1,17 @@
-// Causes that leave right values in wrong places: another rank's shard, or another order.
+// Right values in wrong places.
 #pragma once
 
-#include <optional>
+#include <vector>
 
-#include "harness/explain/sum_causes.h"
+#include "harness/explain/hypothesis.h"
 
 namespace moe {
 
-// The wrong ranks hold the slice that another rank should hold. Names the axes along which.
-std::optional<Fit> FindMisplacedShard(const Suspect& suspect);
+// Each wrong rank holds the slice of another one.
+std::vector<Fit> FindMisplacedShards(const Suspect& suspect);
 
-// The wrong ranks hold the right experts, tokens or hidden units in another order; or the elements
-// of a transposed view in the order of its memory.
-std::optional<Fit> FindPermutation(const Suspect& suspect);
+// Experts, tokens or hidden units in another order, or all elements as they come from memory that
+// is read as if it were not transposed.
+std::vector<Fit> FindPermutations(const Suspect& suspect);
 
 }  // namespace moe

@@ -4,8 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <set>
 
+#include "harness/base/tensor_table.h"
+#include "harness/explain/costs.h"
 #include "harness/explain/factor_causes.h"
 #include "harness/measure/norms.h"
 #include "harness/measure/tolerance.h"
@@ -29,9 +32,9 @@ int SignificantBits(double value) {
 
 }  // namespace
 
-std::optional<Fit> FindCoarseStorage(const Suspect& suspect) {
-  if (suspect.name() == "tokens_per_expert_E") {
-    return std::nullopt;  // small whole numbers, which nobody rounded
+std::vector<Fit> FindCoarseStorage(const Suspect& suspect) {
+  if (suspect.name() == tensor::tokens_per_expert_E) {
+    return {};  // small whole numbers, which nobody rounded
   }
   const double dtype_bits = -std::log2(UnitRoundoff(suspect.manifest().dtype));
   int bits = 0;
@@ -39,37 +42,45 @@ std::optional<Fit> FindCoarseStorage(const Suspect& suspect) {
     for (const double value : piece.got) {
       bits = std::max(bits, SignificantBits(value));
     }
-    return true;
+    return bits <= 0.75 * dtype_bits;
   });
   // A little fewer bits than the dtype has may be chance.
   if (bits == 0 || bits > 0.75 * dtype_bits) {
-    return std::nullopt;
+    return {};
   }
   const double unit = std::ldexp(1.0, -bits);
-  FitQuality quality;
-  const bool all = suspect.ForEachWrong([&](const Piece& piece) {
+  // Of rounding errors, uniform within half a step, over all mantissas.
+  const double deviation = unit / std::sqrt(6.0);
+  auto largest = std::make_shared<double>(0.0);
+  auto chance = std::make_shared<double>(0.0);  // nats of that many zero bits at the end
+  const auto predict = [=](const Piece& piece, Prediction& prediction) {
     const double slack =
-        Norm(piece.allowed) / std::sqrt(static_cast<double>(piece.got.size())) * 4.0;
+        kSafety * Norm(piece.deviation) / std::sqrt(static_cast<double>(piece.got.size())) * 4.0;
+    prediction.values = piece.want;
     for (std::size_t i = 0; i < piece.got.size(); ++i) {
       const double error = std::abs(piece.got[i] - piece.want[i]);
       if (error > unit * std::abs(piece.want[i]) + slack) {
         return false;
       }
-      quality.residual =
-          std::max(quality.residual, piece.want[i] == 0.0 ? 0.0 : error / std::abs(piece.want[i]));
+      *largest = std::max(*largest, piece.want[i] == 0.0 ? 0.0 : error / std::abs(piece.want[i]));
+      prediction.noise.push_back(deviation * std::abs(piece.want[i]));
+      *chance += piece.got[i] == 0.0 ? 0.0 : piece.weight * std::log(2.0) * (dtype_bits - bits);
     }
     return true;
-  });
-  // Of many roundings some are off by nearly half a step.
-  if (!all || quality.residual < 0.25 * unit) {
-    return std::nullopt;
-  }
-  Fit fit{.explanation = {.cause = Cause::kPrecision, .option = fmt::format("{} bits", bits)}};
-  fit.residual = quality.residual;
-  return fit;
+  };
+  return Test(suspect,
+              {{.explanation = {.cause = Cause::kPrecision, .option = fmt::format("{} bits", bits)},
+                .cost = kRareCost + ChoiceCost(static_cast<std::size_t>(dtype_bits)),
+                .predict = predict,
+                .reach = Hypothesis::Reach::kWrongHolders,
+                .finish = [unit, largest](Fit& fit) {
+                  fit.misfit.residual = *largest;
+                  // Of many roundings some are off by nearly half a step.
+                  return *largest >= 0.25 * unit;
+                }}});
 }
 
-std::optional<Fit> FindCoarseArithmetic(const Suspect& suspect) {
+std::vector<Fit> FindCoarseArithmetic(const Suspect& suspect) {
   constexpr double kLeastLeft = 0.8;           // of the squared error, by factors of paths
   constexpr double kFewestIndependent = 30.0;  // with fewer, any error may lie across the reference
   double along = 0.0;                          // error along the reference,
@@ -97,9 +108,9 @@ std::optional<Fit> FindCoarseArithmetic(const Suspect& suspect) {
         }
       }
       ++units;
-      coarse += std::sqrt(unit_squares) > 0.5 * piece.allowed[unit] ? 1 : 0;
-      if (piece.allowed[unit] > 0.0) {
-        units_of_bound.push_back(kSafety * std::sqrt(unit_squares) / piece.allowed[unit]);
+      coarse += std::sqrt(unit_squares) > 0.5 * kSafety * piece.deviation[unit] ? 1 : 0;
+      if (piece.deviation[unit] > 0.0) {
+        units_of_bound.push_back(std::sqrt(unit_squares) / piece.deviation[unit]);
       }
       largest = std::max(largest, unit_wants > 0.0 ? unit_squares / unit_wants : 0.0);
       squares += unit_squares;
@@ -109,7 +120,7 @@ std::optional<Fit> FindCoarseArithmetic(const Suspect& suspect) {
     return true;
   });
   if (!all || wants == 0.0 || squares == 0.0) {
-    return std::nullopt;
+    return {};
   }
   // Independent errors, each in proportion to its element, have along the reference a part of their
   // size of 1/sqrt(n), where large elements count for more than small ones and replicas, which make
@@ -124,7 +135,7 @@ std::optional<Fit> FindCoarseArithmetic(const Suspect& suspect) {
   if (2 * coarse < units || independent < kFewestIndependent ||
       10 * hit < 3 * std::ssize(relatives) || !has_no_direction ||
       ErrorLeftByFactors(suspect) < kLeastLeft || std::sqrt(largest) > 30.0 * relative) {
-    return std::nullopt;
+    return {};
   }
   // Arithmetic in a coarser dtype is off by as many times the bound as its unit is larger, in every
   // unit; errors of correct runs are 0.05 to 1.5 of their bound.
@@ -141,11 +152,23 @@ std::optional<Fit> FindCoarseArithmetic(const Suspect& suspect) {
     }
   }
   if (dtype.empty()) {
-    return std::nullopt;
+    return {};
   }
-  Fit fit{.explanation = {.cause = Cause::kPrecision, .option = dtype}};
-  fit.residual = relative;
-  return fit;
+  // Nothing more is known of each element than that it is off.
+  return Test(suspect, {{.explanation = {.cause = Cause::kPrecision, .option = dtype},
+                         .cost = kCoarseCost,
+                         .predict =
+                             [](const Piece& piece, Prediction& prediction) {
+                               prediction.values = piece.want;
+                               prediction.free.assign(piece.got.size(), true);
+                               return true;
+                             },
+                         .reach = Hypothesis::Reach::kWrongHolders,
+                         .finish =
+                             [relative](Fit& fit) {
+                               fit.misfit.residual = relative;
+                               return true;
+                             }}});
 }
 
 }  // namespace moe

@@ -1,19 +1,17 @@
-// Causes that leave values which are right but coarser than the dtype: in storage or in arithmetic.
+// Values that are right but for coarser rounding than their dtype's.
 #pragma once
 
-#include <optional>
+#include <vector>
 
-#include "harness/explain/sum_causes.h"
+#include "harness/explain/hypothesis.h"
 
 namespace moe {
 
-// Right, but on a grid of fewer significant bits than the dtype has, each element within half a
-// step of what it should be. `option` becomes "24 bits".
-std::optional<Fit> FindCoarseStorage(const Suspect& suspect);
+// Values that have fewer bits than their dtype, each within a rounding to those of what is right.
+std::vector<Fit> FindCoarseStorage(const Suspect& suspect);
 
-// Right up to an error that lies on all elements and units alike, has no part along the reference,
-// and is of the size that arithmetic in a coarser dtype gives, which `option` becomes. Of one
-// tensor alone that is no more than a likeness.
-std::optional<Fit> FindCoarseArithmetic(const Suspect& suspect);
+// Errors on all elements, without a direction, of the size that arithmetic in a coarser dtype
+// makes. In one tensor alone such errors say little.
+std::vector<Fit> FindCoarseArithmetic(const Suspect& suspect);
 
 }  // namespace moe

@@ -1,14 +1,13 @@
-// Missing sums as the values alone show them, where nothing is known of whose share is whose.
+// Whether what replicas hold adds up to what each of them should: then they lack a sum, whatever
+// the shares are.
 #pragma once
 
 #include <vector>
 
-#include "harness/explain/sum_causes.h"
+#include "harness/explain/hypothesis.h"
 
 namespace moe {
 
-// Products of axes on which the tensor replicates, whose ranks hold different values that add up to
-// the reference.
 std::vector<Fit> FindReplicaSums(const Suspect& suspect);
 
 }  // namespace moe

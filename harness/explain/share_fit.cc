@@ -1,99 +1,63 @@
 #include "harness/explain/share_fit.h"
 
-#include <fmt/format.h>
-#include <fmt/ranges.h>
-
 #include <Eigen/Dense>
 #include <algorithm>
 #include <cmath>
-#include <map>
+#include <utility>
 
-#include "harness/explain/explanation_text.h"
+#include "harness/explain/costs.h"
 #include "harness/measure/norms.h"
 
 namespace moe {
 namespace {
 
-std::string TimesText(double times) {
-  if (std::abs(times) < 5e-3) {
-    return "not at all";
-  }
-  if (std::abs(times - 1.0) < 5e-3) {
-    return "once";
-  }
-  if (std::abs(times - 2.0) < 5e-3) {
-    return "twice";
-  }
-  return fmt::format("{:.3g} times", times);
-}
-
-std::string PlaceText(const Mesh& mesh, std::int64_t rank, const std::vector<Axis>& axes) {
-  std::vector<std::string> parts;
+// Of the other mesh's axes a rank has no coordinate here.
+std::vector<Coordinate> PlaceOf(const Mesh& mesh, std::int64_t rank,
+                                const std::vector<Axis>& axes) {
+  std::vector<Coordinate> place;
   for (const Axis axis : axes) {
-    if (mesh.Has(axis)) {  // of the other mesh's axes the rank has no coordinate here
-      parts.push_back(fmt::format("{}={}", ToText(axis), mesh.Coordinate(rank, axis)));
+    if (mesh.Has(axis)) {
+      place.push_back({axis, mesh.Coordinate(rank, axis)});
     }
   }
-  return fmt::format("{}", fmt::join(parts, " "));
+  return place;
 }
 
-// "of tp=1 once", "of tp=0, tp=2 not at all": parts that are held equally often stand together.
-std::vector<std::string> PartsHeld(const Mesh& mesh, const std::vector<std::int64_t>& group,
-                                   const std::vector<Axis>& axes,
-                                   const std::vector<double>& times) {
-  constexpr std::size_t kMostNamed = 6;
-  std::vector<std::pair<std::string, std::vector<std::string>>> held;
-  for (std::size_t i = 0; i < group.size(); ++i) {
-    const std::string often = TimesText(times[i]);
-    auto same = std::find_if(held.begin(), held.end(),
-                             [&](const auto& entry) { return entry.first == often; });
-    if (same == held.end()) {
-      same = held.insert(often == "once" ? held.begin() : held.end(), {often, {}});
-    }
-    same->second.push_back(PlaceText(mesh, group[i], axes));
-  }
-  std::vector<std::string> parts;
-  for (auto& [often, places] : held) {
-    const std::size_t more = places.size() > kMostNamed ? places.size() - kMostNamed : 0;
-    places.resize(places.size() - more);
-    parts.push_back(fmt::format("of {}{} {}", fmt::join(places, ", "),
-                                more > 0 ? fmt::format(" and {} more", more) : "", often));
-  }
-  return parts;
-}
-
-std::string SpreadText(Spread spread) {
+ShareKind KindOf(Spread spread) {
   switch (spread) {
     case Spread::kHiddenUnits:
     case Spread::kEtpSlices:
     case Spread::kUngatheredSlices:
-      return "a share is what a slice of the hidden units gives";
+      return ShareKind::kHiddenUnits;
     case Spread::kOwners:
     case Spread::kUngatheredOwners:
-      return "a share is what an ep rank's experts give";
-    default:
-      return "a share is what a rank's tokens give";
+      return ShareKind::kExperts;
+    case Spread::kTokens:
+    case Spread::kFlatTokens:
+    case Spread::kUngatheredTokens:
+    case Spread::kSources:
+      return ShareKind::kTokens;
   }
+  return ShareKind::kTokens;
 }
 
 }  // namespace
 
-std::string TooFewElements(const Piece& piece) {
+std::optional<TooSmall> TooFewElements(const Piece& piece) {
   const auto telling = std::count_if(piece.want.begin(), piece.want.end(),
                                      [](double value) { return value != 0.0; });
-  return telling >= 2 ? ""
-                      : fmt::format(
-                            "{} of its {} numbers are other than zero, and one number fits "
-                            "every factor; a slice with two or more would do",
-                            telling, piece.want.size());
+  if (telling >= 2) {
+    return std::nullopt;
+  }
+  return TooSmall{
+      .kind = TooSmall::Kind::kOneNumber, .numbers = telling, .of = std::ssize(piece.want)};
 }
 
 ShareFit FitShares(const SumCauses& sums, const Suspect& suspect, const Piece& piece,
                    const SumCauses::Plan& plan, const std::vector<Axis>& axes,
                    const std::string& path) {
   const std::int64_t rank = suspect.observed().holders()[piece.holder].ranks.front();
-  const Mesh& mesh = suspect.manifest().meshes.With(axes.front());
-  const auto group = mesh.GroupOf(rank, axes);
+  const auto group = suspect.manifest().meshes.With(axes.front()).GroupOf(rank, axes);
   const auto shares = sums.SharesAlong(piece, plan, axes, path);
   ShareFit fit;
   if (shares.size() != group.size()) {
@@ -102,10 +66,8 @@ ShareFit FitShares(const SumCauses& sums, const Suspect& suspect, const Piece& p
   const auto elements = static_cast<Eigen::Index>(piece.got.size());
   const auto count = static_cast<Eigen::Index>(shares.size());
   if (elements < count) {
-    fit.obstacle = fmt::format(
-        "{} numbers for the {} shares of {}; a slice of at least {} numbers would do, or a layout "
-        "with fewer ranks",
-        elements, count, AxesText(axes), count);
+    fit.obstacle = {
+        .kind = TooSmall::Kind::kFewNumbers, .numbers = elements, .of = count, .axes = axes};
     return fit;
   }
   Eigen::MatrixXd design(elements, count);
@@ -129,115 +91,137 @@ ShareFit FitShares(const SumCauses& sums, const Suspect& suspect, const Piece& p
     fit.condition = singular(0) / singular(singular.size() - 1);
   }
   if (kept.empty() || !(fit.condition <= kLargestCondition)) {
-    fit.obstacle = fmt::format(
-        "the {} shares of {} are too nearly the same to be told apart (condition {:.1e}, at most "
-        "{:.0e}); more tokens, or other ones, would do",
-        count, AxesText(axes), fit.condition, kLargestCondition);
+    fit.obstacle = {.kind = TooSmall::Kind::kAlikeShares,
+                    .of = count,
+                    .axes = axes,
+                    .condition = fit.condition};
     return fit;
   }
   const Eigen::VectorXd times = Eigen::ColPivHouseholderQR<Eigen::MatrixXd>(design).solve(got);
   fit.times.assign(times.data(), times.data() + count);
   fit.residual = (design * times - got).norm() / std::max(got.norm(), Norm(piece.want));
-  const std::vector<std::string> parts = PartsHeld(mesh, group, axes, fit.times);
-  fit.text =
-      fmt::format("rank {} ({}) holds the share {} (fit residual {:.1e}, condition {:.1f})",
-                  fmt::join(suspect.observed().holders()[piece.holder].ranks, " + "),
-                  PlaceText(mesh, rank, axes), fmt::join(parts, ", "), fit.residual, fit.condition);
   return fit;
 }
 
-std::vector<std::string> DescribeShares(const SumCauses& sums, const Suspect& suspect,
-                                        const SumCauses::Plan& plan,
-                                        const Explanation& explanation) {
+std::optional<HeldShares> SharesHeldAt(const SumCauses& sums, const Suspect& suspect,
+                                       const Piece& piece, const SumCauses::Plan& plan,
+                                       const std::vector<Axis>& axes, const std::string& path) {
+  const ShareFit fit = FitShares(sums, suspect, piece, plan, axes, path);
+  if (fit.times.empty()) {
+    return std::nullopt;
+  }
+  const Mesh& mesh = suspect.manifest().meshes.With(axes.front());
+  const auto& ranks = suspect.observed().holders()[piece.holder].ranks;
+  const auto group = mesh.GroupOf(ranks.front(), axes);
+  HeldShares held{.ranks = ranks,
+                  .at = PlaceOf(mesh, ranks.front(), axes),
+                  .kind = KindOf(plan.spread),
+                  .residual = fit.residual,
+                  .condition = fit.condition};
+  for (std::size_t i = 0; i < group.size(); ++i) {
+    held.shares.push_back({PlaceOf(mesh, group[i], axes), fit.times[i]});
+  }
+  return held;
+}
+
+std::vector<HeldShares> SharesHeld(const SumCauses& sums, const Suspect& suspect,
+                                   const SumCauses::Plan& plan, const Explanation& explanation) {
   std::vector<Axis> axes = explanation.axes;
+  const Mesh& mesh = suspect.manifest().meshes.With(axes.front());
   for (const Axis axis : explanation.used) {
-    if (suspect.manifest().meshes.With(axes.front()).Has(axis)) {
+    if (mesh.Has(axis)) {
       axes.push_back(axis);
     }
   }
-  std::vector<std::string> sentences;
-  std::vector<std::string> told;  // places along the axes: ranks at the same one hold the same
+  std::vector<HeldShares> told;
+  std::vector<std::vector<std::int64_t>> places;  // along the axes: ranks at one of them are alike
   constexpr std::size_t kMostTold = 2;
   constexpr double kLargestResidual = 0.1;  // a combination that is further off says nothing
-  for (std::size_t index = 0; index < suspect.Pieces() && told.size() < kMostTold; ++index) {
-    const std::string place =
-        PlaceText(suspect.manifest().meshes.With(axes.front()),
-                  suspect.observed().holders()[suspect.HolderOf(index)].ranks.front(), axes);
-    if (!suspect.IsWrong(index) || std::find(told.begin(), told.end(), place) != told.end()) {
+  for (std::size_t index = 0; index < suspect.Pieces() && places.size() < kMostTold; ++index) {
+    const std::int64_t rank = suspect.observed().holders()[suspect.HolderOf(index)].ranks.front();
+    std::vector<std::int64_t> place;
+    for (const Coordinate& coordinate : PlaceOf(mesh, rank, axes)) {
+      place.push_back(coordinate.at);
+    }
+    if (!suspect.IsWrong(index) || std::find(places.begin(), places.end(), place) != places.end()) {
       continue;
     }
-    const ShareFit fit =
-        FitShares(sums, suspect, suspect.Load(index), plan, axes, explanation.path);
-    if (!fit.text.empty() && fit.residual < kLargestResidual) {
-      sentences.push_back(fit.text);
+    auto held = SharesHeldAt(sums, suspect, suspect.Load(index), plan, axes, explanation.path);
+    if (held && held->residual < kLargestResidual) {
+      told.push_back(std::move(*held));
     }
-    told.push_back(place);
+    places.push_back(std::move(place));
   }
-  if (!sentences.empty()) {
-    sentences.back() += "; " + SpreadText(plan.spread);
-  }
-  return sentences;
+  return told;
 }
 
-std::optional<Fit> FindRanksOfShares(const SumCauses& sums, const Suspect& suspect) {
+std::vector<Fit> FindRanksOfShares(const SumCauses& sums, const Suspect& suspect) {
+  std::vector<Hypothesis> hypotheses;
   for (const SumCauses::Plan& plan : sums.plans()) {
-    if (plan.sums.empty()) {
+    if (plan.sums.empty() || suspect.Pieces() == 0) {
       continue;
     }
-    std::optional<std::map<std::int64_t, double>>
-        common;  // rank -> how often, where it is not once
-    FitQuality quality;
-    bool fits = true;
-    for (std::size_t index = 0; index < suspect.Pieces() && fits; ++index) {
-      if (!suspect.HolderIsWrong(suspect.HolderOf(index))) {
-        continue;
-      }
-      const Piece piece = suspect.Load(index);
-      const ShareFit fit = FitShares(sums, suspect, piece, plan, plan.sums);
-      const auto shares = sums.SharesAlong(piece, plan, plan.sums);
-      const auto group =
-          suspect.manifest()
-              .meshes.With(plan.sums.front())
-              .GroupOf(suspect.observed().holders()[piece.holder].ranks.front(), plan.sums);
-      fits = fit.times.size() == group.size() && 2 * group.size() <= piece.got.size();
-      std::map<std::int64_t, double> odd;
-      std::size_t known = 0;
-      std::vector<double> predicted(piece.got.size(), 0.0);
-      for (std::size_t i = 0; fits && i < group.size(); ++i) {
-        const double times = std::round(fit.times[i]);
-        if (Norm(shares[i]) > 0.0) {
-          ++known;
-          if (times != 1.0) {
-            odd[group[i]] = times;
-          }
-        }
-        for (std::size_t k = 0; k < predicted.size(); ++k) {
-          predicted[k] += times * shares[i][k];
-        }
-      }
-      // All ranks lack the same ones, in every slice; who lacks all has something else.
-      const bool is_some = odd.size() < known;
-      fits = fits && is_some && (!common || *common == odd) &&
-             suspect.Explains(piece, predicted, quality);
-      common = odd;
+    const Piece& worst = suspect.Load(0);
+    const ShareFit fit = FitShares(sums, suspect, worst, plan, plan.sums);
+    const Mesh& mesh = suspect.manifest().meshes.With(plan.sums.front());
+    const auto group_of = [&](const Piece& piece) {
+      return mesh.GroupOf(suspect.observed().holders()[piece.holder].ranks.front(), plan.sums);
+    };
+    const auto group = group_of(worst);
+    if (fit.times.size() != group.size() || 2 * group.size() > worst.got.size()) {
+      continue;
     }
+    const auto shares = sums.SharesAlong(worst, plan, plan.sums);
     std::vector<std::int64_t> dropped;
     std::vector<std::int64_t> doubled;
-    for (const auto& [rank, times] : common.value_or(std::map<std::int64_t, double>())) {
-      fits = fits && (times == 0.0 || times == 2.0);
-      (times == 0.0 ? dropped : doubled).push_back(rank);
+    bool fits = true;
+    std::size_t known = 0;
+    for (std::size_t i = 0; i < group.size(); ++i) {
+      const double times = std::round(fit.times[i]);
+      if (Norm(shares[i]) == 0.0) {
+        continue;
+      }
+      ++known;
+      fits = fits && (times == 0.0 || times == 1.0 || times == 2.0);
+      if (times != 1.0) {
+        (times == 0.0 ? dropped : doubled).push_back(group[i]);
+      }
     }
-    if (fits && quality.Helps() && dropped.empty() != doubled.empty()) {
-      auto& ranks = dropped.empty() ? doubled : dropped;
-      return Fit{.explanation = {.cause = dropped.empty() ? Cause::kDoubledContribution
-                                                          : Cause::kDroppedContribution,
-                                 .axes = plan.sums,
-                                 .sources = ranks},
-                 .residual = quality.residual,
-                 .spread = plan.spread};
+    // Who lacks all has something else.
+    if (!fits || dropped.empty() == doubled.empty() || dropped.size() + doubled.size() >= known) {
+      continue;
     }
+    const bool is_dropped = doubled.empty();
+    const std::vector<std::int64_t> sources = is_dropped ? dropped : doubled;
+    hypotheses.push_back(
+        {.explanation = {.cause =
+                             is_dropped ? Cause::kDroppedContribution : Cause::kDoubledContribution,
+                         .axes = plan.sums,
+                         .sources = sources},
+         // Each rank of the group is one of them or not.
+         .cost = kRareCost + std::log(2.0) * static_cast<double>(group.size()),
+         .predict =
+             [&, sources, is_dropped, group_of](const Piece& piece, Prediction& prediction) {
+               const auto of_piece = sums.SharesAlong(piece, plan, plan.sums);
+               const auto ranks = group_of(piece);
+               if (of_piece.size() != ranks.size()) {
+                 return false;
+               }
+               prediction.values = piece.want;
+               for (std::size_t i = 0; i < ranks.size(); ++i) {
+                 if (std::find(sources.begin(), sources.end(), ranks[i]) == sources.end()) {
+                   continue;
+                 }
+                 for (std::size_t k = 0; k < prediction.values.size(); ++k) {
+                   prediction.values[k] += (is_dropped ? -1.0 : 1.0) * of_piece[i][k];
+                 }
+               }
+               return true;
+             },
+         .spread = plan.spread,
+         .reach = Hypothesis::Reach::kWrongHolders});
   }
-  return std::nullopt;
+  return Test(suspect, std::move(hypotheses));
 }
 
 }  // namespace moe

@@ -13,11 +13,10 @@ namespace moe {
 inline constexpr double kLargestCondition = 1e4;
 
 struct ShareFit {
-  std::vector<double> times;  // by coordinate along the axes
+  std::vector<double> times;  // by coordinate along the axes; empty where they cannot be known
   double residual = 0.0;      // relative
   double condition = 0.0;
-  std::string obstacle;  // why the shares cannot be told apart, and what would do; else empty
-  std::string text;      // "rank 0 holds the share of tp=0 once and of tp=1 not at all (...)"
+  std::optional<TooSmall> obstacle;  // why the shares cannot be told apart
 };
 
 // The shares along `path` (empty: all paths), what comes along the others taken as right.
@@ -25,17 +24,20 @@ ShareFit FitShares(const SumCauses& sums, const Suspect& suspect, const Piece& p
                    const SumCauses::Plan& plan, const std::vector<Axis>& axes,
                    const std::string& path = "");
 
-// Sentences on what wrong ranks hold, for a cause that speaks of shares.
-std::vector<std::string> DescribeShares(const SumCauses& sums, const Suspect& suspect,
-                                        const SumCauses::Plan& plan,
-                                        const Explanation& explanation);
+// What wrong ranks at different places along the axes hold, for a cause that speaks of shares.
+std::vector<HeldShares> SharesHeld(const SumCauses& sums, const Suspect& suspect,
+                                   const SumCauses::Plan& plan, const Explanation& explanation);
 
-// Whether whole numbers of every rank's share give what the wrong ranks hold, with some of them
-// missing or some of them doubled.
-std::optional<Fit> FindRanksOfShares(const SumCauses& sums, const Suspect& suspect);
+// What the worst wrong rank holds, as far as it can be known.
+std::optional<HeldShares> SharesHeldAt(const SumCauses& sums, const Suspect& suspect,
+                                       const Piece& piece, const SumCauses::Plan& plan,
+                                       const std::vector<Axis>& axes, const std::string& path);
 
-// A tensor of one number, or none that is not zero, fits any factor: says so; empty when it has
-// more.
-std::string TooFewElements(const Piece& piece);
+// Whole numbers of every rank's share, with some of them missing or some of them doubled: those
+// that the worst rank holds.
+std::vector<Fit> FindRanksOfShares(const SumCauses& sums, const Suspect& suspect);
+
+// A tensor of one number, or none that is not zero, fits any factor; empty when it has more.
+std::optional<TooSmall> TooFewElements(const Piece& piece);
 
 }  // namespace moe

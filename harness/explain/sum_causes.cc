@@ -5,7 +5,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
+#include <utility>
 
+#include "harness/base/tensor_table.h"
+#include "harness/explain/costs.h"
 #include "harness/measure/norms.h"
 
 namespace moe {
@@ -37,6 +41,12 @@ std::vector<std::vector<bool>> ProperSubsetsOf(std::size_t count) {
 
 bool IsOfSlices(Spread spread) {
   return spread == Spread::kEtpSlices || spread == Spread::kUngatheredSlices;
+}
+
+// Whether the shares of all ranks are the whole.
+bool AddsUpByItself(Spread spread) {
+  return spread != Spread::kUngatheredTokens && spread != Spread::kUngatheredOwners &&
+         spread != Spread::kUngatheredSlices;
 }
 
 }  // namespace
@@ -113,7 +123,7 @@ void SumCauses::FindPlanOfSlices(Spread spread) {
 // Whether ranks along the axis hold different parts of the tensor for good. Rows are cut along tp
 // only by the reduce-scatter that ends their sum.
 bool SumCauses::Cuts(Axis axis) const {
-  const bool has_rows = suspect_.name() == "y_TD" || suspect_.name() == "d_x_TD";
+  const bool has_rows = TensorOf(suspect_.name()).HasRows();
   return PlacementOn(suspect_.observed().claim().placements, axis).IsShard() &&
          !(has_rows && axis == Axis::kTp);
 }
@@ -124,7 +134,7 @@ bool SumCauses::AddsUp(const Plan& plan) const {
   const std::vector<bool> all(paths_.size(), true);
   std::size_t tried = 0;
   for (std::size_t index = 0; index < suspect_.Pieces() && tried < kEnough; ++index) {
-    const Piece piece = suspect_.Load(index);
+    const Piece& piece = suspect_.Load(index);
     const double norm = Norm(piece.want);
     Shares shares{.piece = &piece, .spread = plan.spread};
     const auto predicted = Predict(shares, plan, right, right, all);
@@ -160,7 +170,7 @@ std::vector<std::vector<bool>> PathSubsetsOf(const Suspect& suspect, const StepC
   const std::size_t paths = suspect.ledger().PathsOf(suspect.name()).size();
   std::vector<std::vector<bool>> subsets = {std::vector<bool>(paths, true)};
   const bool only_whole = contract != nullptr && contract->Find("d_routed_TD") == nullptr;
-  if (suspect.name() != "d_x_TD" || only_whole) {
+  if (suspect.name() != tensor::d_x_TD || only_whole) {
     return subsets;
   }
   for (std::vector<bool>& subset : ProperSubsetsOf(paths)) {
@@ -194,9 +204,9 @@ std::vector<std::vector<bool>> SumCauses::SumSubsets(Spread spread) const {
     return PathSubsetsOfEtp(suspect_);
   }
   auto subsets = PathSubsetsOf(suspect_, contract_);
-  const ContractTensor* d_x = contract_ ? contract_->Find("d_x_TD") : nullptr;
+  const ContractTensor* d_x = contract_ ? contract_->Find(tensor::d_x_TD) : nullptr;
   const bool has_shared = suspect_.manifest().model.d_shared > 0;
-  if (suspect_.name() == "d_x_TD" && d_x != nullptr && !d_x->settled.empty() && has_shared) {
+  if (suspect_.name() == tensor::d_x_TD && d_x != nullptr && !d_x->settled.empty() && has_shared) {
     subsets.erase(subsets.begin());
   }
   return subsets;
@@ -247,7 +257,8 @@ const std::vector<double>* SumCauses::ShareOf(Shares& shares, const Plan& plan, 
 
 std::optional<std::vector<double>> SumCauses::Predict(Shares& shares, const Plan& plan,
                                                       const SumTable& table, const SumTable& right,
-                                                      const std::vector<bool>& affected) const {
+                                                      const std::vector<bool>& affected,
+                                                      std::vector<bool>* changed) const {
   std::vector<double> values(shares.piece->got.size(), 0.0);
   // A holder of several ranks has the judge's sum over a P axis behind it: one of the sums.
   const std::int64_t holder = suspect_.observed().holders()[shares.piece->holder].ranks.front();
@@ -255,12 +266,17 @@ std::optional<std::vector<double>> SumCauses::Predict(Shares& shares, const Plan
     const SumTable& of_path = affected[path] ? table : right;
     for (std::int64_t source = 0; source < of_path.cols(); ++source) {
       const double times = of_path(holder, source);
-      if (times == 0.0) {
+      const bool is_other = changed != nullptr && affected[path] && !(*changed)[path] &&
+                            times != right(holder, source);
+      if (times == 0.0 && !is_other) {
         continue;
       }
       const std::vector<double>* share = ShareOf(shares, plan, path, source);
       if (share == nullptr) {
         return std::nullopt;
+      }
+      if (is_other && Norm(*share) > 0.0) {
+        (*changed)[path] = true;
       }
       for (std::size_t i = 0; i < values.size(); ++i) {
         values[i] += times * (*share)[i];
@@ -270,89 +286,119 @@ std::optional<std::vector<double>> SumCauses::Predict(Shares& shares, const Plan
   return values;
 }
 
-void SumCauses::Try(const Plan& plan, const std::vector<SumHypothesis>& hypotheses,
-                    const SumTable& right, std::vector<Fit>& fits) {
-  struct Trial {
-    const SumHypothesis* hypothesis;
-    std::vector<bool> affected;
-    FitQuality quality;
-    bool everywhere = true;
-  };
+// Each axis is a choice, and each after the first a longer story; so are an axis of the other view,
+// and other axes instead of the right ones. A rank is a choice among ranks.
+double SumCauses::CostOf(const Plan& plan, const Explanation& explanation) const {
+  const bool is_of_etp = IsOfSlices(plan.spread);
+  double cost = 0.0;
+  for (const Axis axis : explanation.axes) {
+    cost += kAxisCost;
+    const bool is_own = suspect_.mesh().Has(axis) || (is_of_etp && axis == Axis::kEtp);
+    cost += is_own ? 0.0 : kOtherViewCost;
+  }
+  cost += kLongerCost * static_cast<double>(std::max<std::size_t>(1, explanation.axes.size()) - 1);
+  if (!explanation.used.empty()) {
+    cost += kRareCost + kLongerCost + kAxisCost;
+  }
+  if (!explanation.sources.empty()) {
+    cost += ChoiceCost(static_cast<std::size_t>(suspect_.manifest().WorldSize()));
+  }
+  // Of shares that do not add up nothing says that the tensor was made of them.
+  return cost + (AddsUpByItself(plan.spread) ? 0.0 : kRareCost) +
+         (explanation.path.empty() ? 0.0 : kLongerCost);
+}
+
+std::vector<Fit> SumCauses::Try(const Plan& plan, const std::vector<SumHypothesis>& hypotheses,
+                                const SumTable& right) const {
   // Of shares that do not add up, the paths that are right hold what the reference says.
   const bool adds_up = plan.spread != Spread::kUngatheredSlices;
   const SumTable elsewhere = adds_up ? right : SumTable::Zero(right.rows(), right.cols());
-  std::vector<Trial> trials;
-  for (const std::vector<bool>& affected : SumSubsets(plan.spread)) {
+  const auto shares = std::make_shared<Shares>();  // of the piece that is being looked at
+  std::vector<Hypothesis> list;
+  const auto subsets = SumSubsets(plan.spread);
+  for (const std::vector<bool>& affected : subsets) {
     for (const SumHypothesis& hypothesis : hypotheses) {
-      trials.push_back({&hypothesis, affected});
+      Explanation explanation = hypothesis.explanation;
+      explanation.path = PathText(paths_, affected);
+      const bool may_be_partial = explanation.cause == Cause::kMissingSum;
+      Hypothesis one{.explanation = std::move(explanation), .spread = plan.spread};
+      one.cost = CostOf(plan, one.explanation);
+      one.reach = may_be_partial ? Hypothesis::Reach::kEither : Hypothesis::Reach::kAll;
+      // Of paths that may be hit alone, those are named on which it shows.
+      const bool must_change = AddsUpByItself(plan.spread) && subsets.size() > 1;
+      const auto changed = std::make_shared<std::vector<bool>>(affected.size(), false);
+      one.finish = [changed, affected, must_change](Fit&) {
+        return !must_change || *changed == affected;
+      };
+      one.predict = [&, affected, table = &hypothesis.table, shares, changed, must_change,
+                     path = one.explanation.path](const Piece& piece, Prediction& prediction) {
+        if (shares->piece == nullptr || shares->index != piece.index) {
+          *shares = {.piece = &piece, .index = piece.index, .spread = plan.spread};
+        }
+        auto predicted = Predict(*shares, plan, *table, elsewhere, affected,
+                                 must_change ? changed.get() : nullptr);
+        if (!predicted) {
+          return false;
+        }
+        prediction.values = std::move(*predicted);
+        if (!adds_up) {
+          const auto rest = RestOf(piece, path);
+          std::transform(rest.begin(), rest.end(), prediction.values.begin(),
+                         prediction.values.begin(), std::plus<>());
+        }
+        return true;
+      };
+      list.push_back(std::move(one));
     }
   }
-  for (std::size_t index = 0; index < suspect_.Pieces() && !trials.empty(); ++index) {
-    const Piece piece = suspect_.Load(index);
-    Shares shares{.piece = &piece, .spread = plan.spread};
-    std::erase_if(trials, [&](Trial& trial) {
-      auto predicted = Predict(shares, plan, trial.hypothesis->table, elsewhere, trial.affected);
-      if (predicted && !adds_up) {
-        const auto rest = RestOf(piece, PathText(paths_, trial.affected));
-        std::transform(rest.begin(), rest.end(), predicted->begin(), predicted->begin(),
-                       std::plus<>());
-      }
-      if (predicted && suspect_.Explains(piece, *predicted, trial.quality)) {
-        return false;
-      }
-      // A rank that a sum left out may be the only one that is wrong.
-      const bool may_be_partial = trial.hypothesis->explanation.cause == Cause::kMissingSum;
-      if (may_be_partial && !suspect_.HolderIsWrong(piece.holder)) {
-        trial.everywhere = false;
-        return false;
-      }
-      return true;
-    });
-  }
-  for (const Trial& trial : trials) {
-    if (!trial.quality.Helps()) {
-      continue;
-    }
-    Fit fit{trial.hypothesis->explanation, trial.quality.residual, plan.spread, trial.everywhere};
-    fit.explanation.path = PathText(paths_, trial.affected);
-    fits.push_back(std::move(fit));
-  }
+  return Test(suspect_, std::move(list));
 }
 
 std::vector<Fit> SumCauses::Find() {
   std::vector<Fit> fits;
+  const auto add = [&](std::vector<Fit> more) {
+    std::move(more.begin(), more.end(), std::back_inserter(fits));
+  };
   const bool is_alone = IsExpertWeight(suspect_.name()) && suspect_.mesh().SizeOf(Axis::kEdp) == 1;
   for (const Plan& plan : plans_) {
     const Meshes& meshes = suspect_.manifest().meshes;
     const SumTable right = AfterSums(meshes, plan.sums);
-    const bool ungathered =
-        plan.spread == Spread::kUngatheredTokens || plan.spread == Spread::kUngatheredOwners;
-    if (plan.spread == Spread::kEtpSlices) {
-      Try(plan, RankHypothesesOf(right, Axis::kEtp), right, fits);
-      continue;
-    }
-    if (!fits.empty() && (ungathered || plan.spread == Spread::kUngatheredSlices)) {
-      break;
-    }
-    if (plan.spread == Spread::kUngatheredSlices) {
-      Try(plan, {{{.cause = Cause::kMissingSum, .axes = {Axis::kEtp}}, right}}, right, fits);
-      for (Fit& fit : fits) {
-        fit.spread = Spread::kEtpSlices;  // of which each rank holds its own
+    switch (plan.spread) {
+      case Spread::kSources:
+        break;  // of value_causes.h
+      case Spread::kEtpSlices:
+        add(Try(plan, RankHypothesesOf(right, Axis::kEtp), right));
+        break;
+      case Spread::kUngatheredSlices: {
+        std::vector<Fit> more =
+            Try(plan, {{{.cause = Cause::kMissingSum, .axes = {Axis::kEtp}}, right}}, right);
+        for (Fit& fit : more) {
+          fit.spread = Spread::kEtpSlices;  // of which each rank holds its own
+        }
+        add(std::move(more));
+        break;
       }
-      continue;
+      case Spread::kUngatheredTokens:
+        add(Try(plan, {{{.cause = Cause::kMissingSum, .axes = {Axis::kTp}}, right}}, right));
+        break;
+      case Spread::kUngatheredOwners:
+        add(Try(plan, {{{.cause = Cause::kMissingSum, .axes = {Axis::kEp}}, right}}, right));
+        break;
+      case Spread::kTokens:
+      case Spread::kFlatTokens:
+      case Spread::kHiddenUnits:
+      case Spread::kOwners: {
+        const SumQuestion question{
+            .meshes = &meshes,
+            .own = suspect_.observed().claim().mesh,
+            .sums = plan.sums,
+            .order_is_known = contract_ != nullptr,
+            .judged = suspect_.observed().PartialAxes(),
+            .alone = is_alone ? std::vector{Axis::kEdp} : std::vector<Axis>()};
+        add(Try(plan, SumHypothesesOf(question), right));
+        break;
+      }
     }
-    if (ungathered) {
-      const Axis axis = plan.spread == Spread::kUngatheredTokens ? Axis::kTp : Axis::kEp;
-      Try(plan, {{{.cause = Cause::kMissingSum, .axes = {axis}}, right}}, right, fits);
-      continue;
-    }
-    const SumQuestion question{.meshes = &meshes,
-                               .own = suspect_.observed().claim().mesh,
-                               .sums = plan.sums,
-                               .order_is_known = contract_ != nullptr,
-                               .judged = suspect_.observed().PartialAxes(),
-                               .alone = is_alone ? std::vector{Axis::kEdp} : std::vector<Axis>()};
-    Try(plan, SumHypothesesOf(question), right, fits);
   }
   return fits;
 }

@@ -5,21 +5,12 @@
 #include <string>
 #include <vector>
 
-#include "harness/explain/finding.h"
+#include "harness/explain/hypothesis.h"
 #include "harness/explain/sum_table.h"
 #include "harness/explain/suspect.h"
 #include "harness/layout/step_contract.h"
 
 namespace moe {
-
-// An explanation that gives the observed values, and how well.
-struct Fit {
-  Explanation explanation;
-  double residual = 0.0;         // largest relative difference that it leaves in a unit
-  std::optional<Spread> spread;  // whose shares it speaks of
-  bool everywhere = true;        // false: on the wrong ranks alone, while others are right
-  std::string text;              // what is wrong, where it is more than the explanation says
-};
 
 // Paths of a tensor that a fault of one sum can reach, all of them first: where the contract is
 // known, those along which it makes sums of their own. A mark per path of the ledger.
@@ -38,7 +29,7 @@ class SumCauses {
   // `contract` may be null: which sums the producer owes, and in which order, is then not known.
   SumCauses(const Suspect& suspect, const StepContract* contract);
 
-  // All that fit, in the order in which they were tried.
+  // All that the values do not refute.
   std::vector<Fit> Find();
 
   // Axes over which shares of the tensor are summed in a right step, under a spread that adds up;
@@ -71,6 +62,7 @@ class SumCauses {
   // Shares of one piece, computed when first asked for: by path, then by rank.
   struct Shares {
     const Piece* piece = nullptr;
+    std::size_t index = 0;  // of the piece
     Spread spread = Spread::kTokens;
     std::vector<std::vector<std::optional<std::vector<double>>>> of;
   };
@@ -85,11 +77,14 @@ class SumCauses {
   std::optional<Slice> PlacesFor(const Piece& piece, const Plan& plan, std::int64_t source) const;
   const std::vector<double>* ShareOf(Shares& shares, const Plan& plan, std::size_t path,
                                      std::int64_t source) const;
+  // `changed`, where it is wanted: on which of the paths the table is another than the right one.
   std::optional<std::vector<double>> Predict(Shares& shares, const Plan& plan,
                                              const SumTable& table, const SumTable& right,
-                                             const std::vector<bool>& affected) const;
-  void Try(const Plan& plan, const std::vector<SumHypothesis>& hypotheses, const SumTable& right,
-           std::vector<Fit>& fits);
+                                             const std::vector<bool>& affected,
+                                             std::vector<bool>* changed = nullptr) const;
+  double CostOf(const Plan& plan, const Explanation& explanation) const;
+  std::vector<Fit> Try(const Plan& plan, const std::vector<SumHypothesis>& hypotheses,
+                       const SumTable& right) const;
 
   const Suspect& suspect_;
   const StepContract* contract_;

@@ -2,79 +2,124 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+
+#include "harness/base/dtype.h"
+#include "harness/measure/tolerance.h"
 
 namespace moe {
 namespace {
+
+constexpr double kLevel = 2.0 * kSafety;
 
 double Excess(double error, double allowed) {
   if (error == 0.0) {
     return 0.0;
   }
-  return allowed > 0.0 ? error / allowed : INFINITY;
+  return allowed > 0.0 && std::isfinite(error) ? error / allowed : INFINITY;
 }
 
 }  // namespace
 
-Suspect::Suspect(const ObservedTensor& observed, const Measurement& measurement,
-                 const Manifest& manifest, Ledger& ledger)
-    : observed_(observed), measurement_(measurement), manifest_(manifest), ledger_(ledger) {
-  const auto& holders = observed.holders();
+Suspect::Suspect(const MeasuredTensor& tensor, const Manifest& manifest, Ledger& ledger)
+    : tensor_(tensor), manifest_(manifest), ledger_(ledger) {
+  const auto& holders = observed().holders();
   wrong_holders_.assign(holders.size(), false);
+  std::map<std::vector<std::vector<std::int64_t>>, double> copies;
   for (std::size_t holder = 0; holder < holders.size(); ++holder) {
+    copies[holders[holder].slice.index] += 1.0;
     if (NumElements(holders[holder].slice.LocalShape()) == 0) {
       continue;
     }
-    const auto& errors = measurement.error[holder];
     Place whole{.holder = holder};
-    for (std::size_t unit = 0; unit < errors.size(); ++unit) {
-      const double excess = Excess(errors[unit], measurement.allowed[holder][unit]);
-      const bool is_wrong = measurement.is_wrong[holder][unit];
-      wrong_holders_[holder] = wrong_holders_[holder] || is_wrong;
+    for (std::size_t unit = 0; unit < tensor.units[holder].size(); ++unit) {
+      const MeasuredTensor::Unit& measured = tensor.units[holder][unit];
+      const double excess = Excess(measured.error, measured.allowed);
+      wrong_holders_[holder] = wrong_holders_[holder] || measured.is_wrong;
       whole.excess = std::max(whole.excess, excess);
-      whole.is_wrong = whole.is_wrong || is_wrong;
+      whole.is_wrong = whole.is_wrong || measured.is_wrong;
       if (IsExpertWeight(name())) {
-        places_.push_back({holder, static_cast<std::int64_t>(unit), excess, is_wrong});
+        places_.push_back({holder, static_cast<std::int64_t>(unit), excess, measured.is_wrong});
       }
     }
     if (!IsExpertWeight(name())) {
       places_.push_back(whole);
     }
   }
-  std::stable_sort(places_.begin(), places_.end(),
-                   [](const Place& a, const Place& b) { return a.excess > b.excess; });
+  // What is wrong on its own comes before what is wrong somewhere else only.
+  std::stable_sort(places_.begin(), places_.end(), [&](const Place& a, const Place& b) {
+    const bool a_wrong = wrong_holders_[a.holder];
+    const bool b_wrong = wrong_holders_[b.holder];
+    return a_wrong != b_wrong ? a_wrong : a.excess > b.excess;
+  });
+  pieces_.resize(places_.size());
+  for (const ObservedTensor::Holder& holder : holders) {
+    weights_.push_back(1.0 / copies.at(holder.slice.index));
+  }
 }
 
-Piece Suspect::Load(std::size_t index) const {
+bool Suspect::AllHoldersAreWrong() const {
+  return std::all_of(places_.begin(), places_.end(),
+                     [&](const Place& place) { return wrong_holders_[place.holder]; });
+}
+
+const Piece& Suspect::Load(std::size_t index) const {
+  constexpr std::size_t kMostKept = std::size_t{1} << 24;  // numbers, 256 MiB with the reference
+  std::optional<Piece>& kept = pieces_[index];
+  if (kept) {
+    return *kept;
+  }
+  Piece piece = Read(index);
+  if (kept_ > kMostKept) {
+    Piece& spare = spare_[next_spare_++ % spare_.size()];
+    spare = std::move(piece);
+    return spare;
+  }
+  kept_ += piece.got.size();
+  return kept.emplace(std::move(piece));
+}
+
+Piece Suspect::Read(std::size_t index) const {
   const Place& place = places_[index];
-  const ObservedTensor::Holder& holder = observed_.holders()[place.holder];
-  Piece piece{.holder = place.holder,
+  const ObservedTensor::Holder& holder = observed().holders()[place.holder];
+  Piece piece{.index = index,
+              .holder = place.holder,
               .local_expert = place.local_expert,
               .slice = holder.slice,
-              .is_wrong = place.is_wrong};
+              .is_wrong = place.is_wrong,
+              .weight = weights_[place.holder]};
+  const auto& units = tensor_.units[place.holder];
+  const auto add_unit = [&](const MeasuredTensor::Unit& unit) {
+    piece.deviation.push_back(unit.deviation);
+    piece.unit_is_wrong.push_back(unit.is_wrong);
+  };
   if (place.local_expert >= 0) {
     piece.slice.index[0] = {holder.slice.index[0][static_cast<std::size_t>(place.local_expert)]};
-    piece.got = observed_.ReadUnit(holder, place.local_expert);
-    piece.allowed = {
-        measurement_.allowed[place.holder][static_cast<std::size_t>(place.local_expert)]};
+    piece.got = observed().ReadUnit(holder, place.local_expert);
+    add_unit(units[static_cast<std::size_t>(place.local_expert)]);
   } else {
-    for (std::int64_t unit = 0; unit < observed_.UnitsOf(holder); ++unit) {
-      const std::vector<double> values = observed_.ReadUnit(holder, unit);
+    for (std::int64_t unit = 0; unit < observed().UnitsOf(holder); ++unit) {
+      const std::vector<double> values = observed().ReadUnit(holder, unit);
       piece.got.insert(piece.got.end(), values.begin(), values.end());
     }
-    piece.allowed = measurement_.allowed[place.holder];
+    std::for_each(units.begin(), units.end(), add_unit);
   }
-  piece.unit_size = piece.got.size() / piece.allowed.size();
+  piece.unit_size = piece.got.size() / piece.Units();
   piece.want = WholeAt(piece.slice);
   return piece;
 }
 
-std::vector<double> Suspect::WholeAt(const Slice& slice) const {
+std::vector<double> WholeOf(Ledger& ledger, const std::string& tensor, const Slice& slice) {
   std::vector<double> whole(static_cast<std::size_t>(NumElements(slice.LocalShape())), 0.0);
-  for (const std::string& path : ledger_.PathsOf(name())) {
-    const std::vector<double> part = ledger_.Whole(name(), path, slice);
+  for (const std::string& path : ledger.PathsOf(tensor)) {
+    const std::vector<double> part = ledger.Whole(tensor, path, slice);
     std::transform(whole.begin(), whole.end(), part.begin(), whole.begin(), std::plus<>());
   }
   return whole;
+}
+
+std::vector<double> Suspect::WholeAt(const Slice& slice) const {
+  return WholeOf(ledger_, name(), slice);
 }
 
 std::optional<Slice> Suspect::PlacesOn(const Piece& piece, std::int64_t rank) const {
@@ -92,41 +137,78 @@ std::optional<Slice> Suspect::PlacesOn(const Piece& piece, std::int64_t rank) co
   return slice;
 }
 
-bool Suspect::Explains(const Piece& piece, const std::vector<double>& values,
-                       FitQuality& quality) const {
-  const double floor = 4.0 * UnitRoundoff(manifest_.dtype);  // of a unit that should be zero
+bool Suspect::Add(const Piece& piece, const Prediction& prediction, Misfit& misfit) const {
+  const double unit_roundoff = UnitRoundoff(manifest_.dtype);
+  const auto elements = static_cast<double>(piece.unit_size);
   for (std::size_t unit = 0; unit < piece.Units(); ++unit) {
-    double left = 0.0;
-    double before = 0.0;
+    const std::size_t begin = unit * piece.unit_size;
+    const std::size_t end = begin + piece.unit_size;
     double want = 0.0;
     double size = 0.0;
-    for (std::size_t i = unit * piece.unit_size; i < (unit + 1) * piece.unit_size; ++i) {
-      const double d = piece.got[i] - values[i];
-      const double e = piece.got[i] - piece.want[i];
-      left += d * d;
-      before += e * e;
+    for (std::size_t i = begin; i < end; ++i) {
       want += piece.want[i] * piece.want[i];
-      size += values[i] * values[i];
+      size += prediction.values[i] * prediction.values[i];
     }
-    if (piece.is_wrong) {
-      quality.left += left;
-      quality.before += before;
-    }
-    const double difference = std::sqrt(left);
     want = std::sqrt(want);
     size = std::sqrt(size);
-    const double allowed = piece.allowed[unit];
-    const double limit = allowed > 0.0
-                             ? 2.0 * allowed * (want > 0.0 ? std::max(1.0, size / want) : 1.0)
-                             : floor * size;
-    if (!(difference <= limit)) {
-      return false;
+    // Larger values round by more; where zeros are wanted, only what is predicted rounds.
+    const double of_right = piece.deviation[unit];
+    const double grown = want > 0.0 ? std::max(1.0, size / want) : 1.0;
+    const double deviation = of_right > 0.0 ? of_right * grown : unit_roundoff * size;
+    const double of_element = deviation / std::sqrt(elements);
+    double left = 0.0;  // squares, of what is predicted
+    double chi2 = 0.0;
+    double nats = of_right > 0.0 ? elements * std::log(grown) : 0.0;
+    double predicted = 0.0;
+    double freed = 0.0;
+    double free_squares = 0.0;
+    for (std::size_t i = begin; i < end; ++i) {
+      const double d = piece.got[i] - prediction.values[i];
+      if (!prediction.free.empty() && prediction.free[i]) {
+        freed += 1.0;
+        free_squares += d * d;
+        misfit.is_exact = false;
+        continue;
+      }
+      predicted += 1.0;
+      misfit.is_exact = misfit.is_exact && d == 0.0;
+      left += d * d;
+      if (!prediction.noise.empty()) {
+        const double own = of_element > 0.0 ? of_element : unit_roundoff * std::abs(piece.want[i]);
+        const double sd = std::hypot(own, prediction.noise[i]);
+        if (sd > 0.0) {
+          chi2 += d * d / (sd * sd);
+          nats += own > 0.0 ? std::log(sd / own) : 0.0;
+        } else if (d != 0.0) {
+          return false;
+        }
+      }
     }
-    if (want > 0.0) {
-      quality.residual = std::max(quality.residual, difference / std::max(want, size));
+    const double difference = std::sqrt(left);
+    if (prediction.noise.empty()) {
+      if (!(difference <= kLevel * deviation)) {
+        return false;
+      }
+      chi2 = deviation > 0.0 ? left / (of_element * of_element) : 0.0;
+      misfit.is_quiet = misfit.is_quiet && freed == 0.0 && difference <= deviation;
+    } else {
+      if (!(chi2 <= kLevel * std::max(1.0, predicted))) {
+        return false;
+      }
+      misfit.is_quiet = false;
+    }
+    nats += 0.5 * chi2;
+    if (freed > 0.0) {
+      const double rms = std::sqrt(free_squares / freed);
+      const double finest = of_element > 0.0 ? of_element : unit_roundoff * rms;
+      nats += rms > 0.0 ? freed * (std::log(std::max(1.0, rms / finest)) + 0.5) : 0.0;
+    }
+    misfit.nats += piece.weight * nats;
+    if (want > 0.0 && predicted > 0.0) {
+      misfit.residual = std::max(misfit.residual, difference / std::max(want, size));
     }
   }
-  return true;
+  return std::isfinite(misfit.nats);
 }
 
 }  // namespace moe

@@ -1,25 +1,30 @@
-// Causes that no sum leaves behind: shares divided by other counts, and wrong values in few places,
-// of which Fit::text names the first.
+// Wrong values that no sum and no factor gives.
 #pragma once
 
-#include <optional>
+#include <vector>
 
 #include "harness/explain/sum_causes.h"
 
 namespace moe {
 
-// Each rank's share is divided by its own number of tokens, rows or slots, where the numbers
-// differ.
-std::optional<Fit> FindLocalNormaliser(const Suspect& suspect, const SumCauses& sums);
+// Every rank's contribution divided by its own number of tokens, rows or slots, instead of the mean
+// of all.
+std::vector<Fit> FindLocalNormalisers(const Suspect& suspect, const SumCauses& sums);
 
-// Slices that should be zero, such as those of an expert without a token, are not, and nothing else
-// is wrong: memory that nobody wrote.
-std::optional<Fit> FindLeftovers(const Suspect& suspect);
+// What one rank sent to the experts is missing in their gradients, or there twice: a dispatch that
+// lost its rows.
+std::vector<Fit> FindSourceShares(const Suspect& suspect);
 
-// But for a few elements everything is right: at most three of a slice or one in a hundred.
-std::optional<Fit> FindCorruption(const Suspect& suspect);
+// Scores of slots that other ranks route have a gradient here too.
+std::vector<Fit> FindLeakedSlots(const Suspect& suspect);
 
-// Ranks hold something else than others that should hold the same and are right.
-std::optional<Fit> FindStaleReplica(const Suspect& suspect);
+// Something where an expert got no rows, and all else right.
+std::vector<Fit> FindLeftovers(const Suspect& suspect);
+
+// A few elements are something else.
+std::vector<Fit> FindCorruption(const Suspect& suspect);
+
+// Few of the ranks that hold the same slice hold another one.
+std::vector<Fit> FindStaleReplicas(const Suspect& suspect);
 
 }  // namespace moe

@@ -30,6 +30,10 @@ ObservedTensor::ObservedTensor(const Dump& dump, const std::string& name)
   }
 }
 
+bool ObservedTensor::UnitsAreTokens() const {
+  return has_units_ && name_[name_.rfind('_') + 1] == 'T';
+}
+
 std::vector<Axis> ObservedTensor::PartialAxes() const {
   std::vector<Axis> partial;
   for (const Axis axis : mesh_->axes) {

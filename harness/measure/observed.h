@@ -32,6 +32,7 @@ class ObservedTensor {
   // Units are what is judged on its own: each expert of a tensor that begins with E, each token of
   // one that begins with T, else the whole slice.
   bool HasUnits() const { return has_units_; }
+  bool UnitsAreTokens() const;
   std::int64_t UnitsOf(const Holder& holder) const;
   // The holder's unit that is this expert or token; 0 for a whole slice; -1 where it is not held.
   std::int64_t LocalUnit(const Holder& holder, std::int64_t global_unit) const;

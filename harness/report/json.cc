@@ -4,6 +4,8 @@
 
 #include "harness/base/error.h"
 #include "harness/base/text.h"
+#include "harness/report/claims_text.h"
+#include "harness/report/finding_text.h"
 #include "harness/report/result.h"
 
 namespace moe {
@@ -46,11 +48,164 @@ void AddExplanation(const Explanation& explanation, Json& json) {
   }
 }
 
+Json PlaceJson(const std::vector<Coordinate>& place) {
+  Json json = Json::object();
+  for (const Coordinate& coordinate : place) {
+    json[std::string(ToText(coordinate.axis))] = coordinate.at;
+  }
+  return json;
+}
+
+Json ToJson(const UnitPlace& unit) {
+  Json json;
+  json["unit"] = unit.kind.empty() ? "slice" : unit.kind;
+  json["index"] = unit.kind.empty() ? Json(nullptr) : Json(unit.index);
+  json["ranks"] = unit.ranks;
+  return json;
+}
+
+Json ToJson(const ElementPlace& element) {
+  Json json;
+  json["index"] = element.index;
+  json["ranks"] = element.ranks;
+  json["got"] = NumberJson(element.got);
+  json["want"] = NumberJson(element.want);
+  return json;
+}
+
+Json ToJson(const RoutingMargin& margin) {
+  Json json;
+  json["token"] = margin.token;
+  json["margin"] = NumberJson(margin.margin);
+  json["rounding"] = NumberJson(margin.bound);
+  return json;
+}
+
+Json ToJson(const HeldShares& held) {
+  Json json;
+  json["ranks"] = held.ranks;
+  json["at"] = PlaceJson(held.at);
+  json["kind"] = std::string(ToText(held.kind));
+  json["shares"] = Json::array();
+  for (const HeldShares::Share& share : held.shares) {
+    Json entry;
+    entry["of"] = PlaceJson(share.of);
+    entry["times"] = NumberJson(share.times);
+    json["shares"].push_back(std::move(entry));
+  }
+  json["residual"] = NumberJson(held.residual);
+  json["condition"] = NumberJson(held.condition);
+  return json;
+}
+
+Json ToJson(const CallFact& fact) {
+  Json json;
+  json["sum"] = ToText(fact.sum);
+  json["fact"] = std::string(ToText(fact.kind));
+  json["owed"] = fact.owed;
+  json["times"] = fact.times;
+  json["logged"] = fact.logged;
+  return json;
+}
+
+Json ToJson(const TooSmall& too_small) {
+  Json json;
+  json["numbers"] = too_small.numbers;
+  json["of"] = too_small.of;
+  json["axes"] = AxesJson(too_small.axes);
+  json["condition"] = NumberJson(too_small.condition);
+  return json;
+}
+
+// What there is of it; an empty object where there is nothing.
+Json ToJson(const Evidence& evidence) {
+  Json json = Json::object();
+  if (!evidence.errors.empty()) {
+    json["errors"] = Json::array();
+    for (const auto& [rank, error] : evidence.errors) {
+      Json entry;
+      entry["rank"] = rank;
+      entry["error"] = NumberJson(error);
+      json["errors"].push_back(std::move(entry));
+    }
+    json["worst"] = ToJson(evidence.worst);
+  }
+  if (evidence.floors) {
+    json["floors"]["noise"] = NumberJson(evidence.floors->noise);
+    json["floors"]["fault"] = evidence.floors->fault ? NumberJson(*evidence.floors->fault) : Json();
+  }
+  if (evidence.scale) {
+    json["scale"]["error"] = NumberJson(evidence.scale->error);
+    json["scale"]["allowed"] = NumberJson(evidence.scale->allowed);
+    json["scale"]["elementwise"] = NumberJson(evidence.scale->elementwise);
+  }
+  if (evidence.replicas) {
+    Json& replicas = json["replicas"];
+    replicas["difference"] = NumberJson(evidence.replicas->difference);
+    replicas["ranks"] = evidence.replicas->ranks;
+    replicas["others"] = evidence.replicas->others;
+    replicas["at"] = ToJson(evidence.replicas->place);
+  }
+  if (evidence.element) {
+    json["element"] = ToJson(*evidence.element);
+  }
+  if (evidence.not_zero) {
+    json["not_zero"] = ToJson(*evidence.not_zero);
+  }
+  if (evidence.flip) {
+    json["flip"] = ToJson(evidence.flip->margin);
+    json["flip"]["chosen"] = evidence.flip->chosen;
+    json["flip"]["wanted"] = evidence.flip->wanted;
+  }
+  if (evidence.miscount) {
+    json["miscount"]["expert"] = evidence.miscount->expert;
+    json["miscount"]["got"] = NumberJson(evidence.miscount->got);
+    json["miscount"]["want"] = NumberJson(evidence.miscount->want);
+  }
+  for (const HeldShares& held : evidence.held) {
+    json["held"].push_back(ToJson(held));
+  }
+  if (evidence.fits_every_rank) {
+    json["fits_every_rank"] = true;
+  }
+  if (evidence.on_some_ranks) {
+    json["on_some_ranks"] = true;
+  }
+  for (const CallFact& fact : evidence.calls) {
+    json["calls"].push_back(ToJson(fact));
+  }
+  if (evidence.doubt != DoubtedClaim::kNone) {
+    json["doubted_claim"] = std::string(ToText(evidence.doubt));
+  }
+  if (!evidence.factor_is.empty()) {
+    json["factor_is"] = evidence.factor_is;
+  }
+  if (!evidence.same_ranks.empty()) {
+    json["same_ranks"] = AxesJson(evidence.same_ranks);
+  }
+  if (evidence.too_small) {
+    json["too_small"] = ToJson(*evidence.too_small);
+  }
+  if (!evidence.coarse.empty()) {
+    json["coarse"] = evidence.coarse;
+  }
+  if (!evidence.option_value.empty()) {
+    json["option_value"] = evidence.option_value;
+  }
+  return json;
+}
+
 Json ToJson(const Finding& finding) {
   Json json;
   json["tensor"] = finding.tensor;
   json["verdict"] = std::string(ToText(finding.verdict));
   AddExplanation(finding.explanation, json);
+  if (finding.reason != Reason::kNone) {
+    json["reason"] = std::string(ToText(finding.reason));
+  }
+  if (finding.expert >= 0) {
+    json["expert"] = finding.expert;
+  }
   json["error"] = NumberJson(finding.error);
   json["tolerance"] = NumberJson(finding.tolerance);
   json["residual"] = NumberJson(finding.residual);
@@ -61,8 +216,36 @@ Json ToJson(const Finding& finding) {
     AddExplanation(candidate, entry);
     json["candidates"].push_back(std::move(entry));
   }
-  json["text"] = finding.text;
+  json["evidence"] = ToJson(finding.evidence);
+  json["text"] = TextOf(finding);
   return json;
+}
+
+void AddForeign(const Judgement::Foreign& foreign, Json& json) {
+  const Manifest& manifest = foreign.manifest;
+  if (!manifest.producer.empty()) {
+    json["producer"] = manifest.producer;
+  }
+  if (!manifest.versions.empty()) {
+    json["versions"] = manifest.versions;
+  }
+  if (const auto gaps = DescribeGaps(manifest); !gaps.empty()) {
+    json["not_judged"] = gaps;
+  }
+  if (const auto claims = DescribeClaims(manifest); !claims.empty()) {
+    json["claims"] = claims;
+  }
+  if (foreign.has_coarser_casts) {
+    json["floor"] = DescribeFloor(manifest, foreign.cast_effects);
+    json["cast_effects"] = Json::array();
+    for (const CastEffect& effect : foreign.cast_effects) {
+      Json entry;
+      entry["tensor"] = effect.tensor;
+      entry["with"] = NumberJson(effect.with);
+      entry["without"] = NumberJson(effect.without);
+      json["cast_effects"].push_back(std::move(entry));
+    }
+  }
 }
 
 Json ToJson(const Result& result) {
@@ -87,21 +270,9 @@ Json ToJson(const Result& result) {
     entry["said"] = planted.said;
     json["planted"].push_back(std::move(entry));
   }
-  json["notes"] = result.judgement.notes;
-  if (!result.judgement.producer.empty()) {
-    json["producer"] = result.judgement.producer;
-  }
-  if (!result.judgement.versions.empty()) {
-    json["versions"] = result.judgement.versions;
-  }
-  if (!result.judgement.not_judged.empty()) {
-    json["not_judged"] = result.judgement.not_judged;
-  }
-  if (!result.judgement.claims.empty()) {
-    json["claims"] = result.judgement.claims;
-  }
-  if (!result.judgement.floor.empty()) {
-    json["floor"] = result.judgement.floor;
+  json["notes"] = NotesOf(result.judgement);
+  if (result.judgement.foreign) {
+    AddForeign(*result.judgement.foreign, json);
   }
   json["text"] = Headline(result);
   json["repro"] = result.repro;

@@ -15,8 +15,7 @@ namespace {
 
 Result Passing() {
   Result result{.id = "issues/a@tp2.ep2.etp1", .dtype = "float32", .backend = "threads"};
-  result.judgement.findings = {
-      {.tensor = "d_gate_ED", .error = 2.6e-7, .tolerance = 1.0e-5, .text = ""}};
+  result.judgement.findings = {{.tensor = "d_gate_ED", .error = 2.6e-7, .tolerance = 1.0e-5}};
   result.repro = "build/moegate run issues/a@tp2.ep2.etp1";
   return result;
 }
@@ -24,16 +23,16 @@ Result Passing() {
 Result Failing() {
   Result result = Passing();
   result.verdict = Verdict::kFail;
-  result.judgement.findings = {{.tensor = "y_TD", .error = 1.0e-7, .tolerance = 1.0e-5},
-                               {.tensor = "d_gate_ED",
-                                .verdict = Verdict::kFail,
-                                .explanation = {.cause = Cause::kMissingSum, .axes = {Axis::kTp}},
-                                .error = 0.644,
-                                .tolerance = 1.0e-5,
-                                .residual = 2.6e-7,
-                                .ranks = {0, 1},
-                                .text = "missing sum over tp",
-                                .evidence = {"what   d_gate_ED is off"}}};
+  result.judgement.findings = {
+      {.tensor = "y_TD", .error = 1.0e-7, .tolerance = 1.0e-5},
+      {.tensor = "d_gate_ED",
+       .verdict = Verdict::kFail,
+       .explanation = {.cause = Cause::kMissingSum, .axes = {Axis::kTp}},
+       .error = 0.644,
+       .tolerance = 1.0e-5,
+       .residual = 2.6e-7,
+       .ranks = {0, 1},
+       .evidence = {.errors = {{0, 0.644}, {1, 0.5}}, .worst = {"expert", 3, {0}}}}};
   return result;
 }
 
@@ -102,7 +101,8 @@ TEST(ToText, TellsTheWholeStoryOfAFailure) {
   EXPECT_EQ(ToText(Failing()),
             "FAIL     issues/a@tp2.ep2.etp1 float32   d_gate_ED: missing sum over tp\n"
             "\n"
-            "  what   d_gate_ED is off\n"
+            "  what   d_gate_ED is off by 6.44e-01 (rank 0), 5.00e-01 (rank 1); allowed 1.0e-05; "
+            "worst: expert 3 on rank 0\n"
             "  fine   y_TD 1.0e-07\n"
             "\n"
             "  repro  build/moegate run issues/a@tp2.ep2.etp1\n"
@@ -113,11 +113,21 @@ Result OfAStranger() {
   Result result = Passing();
   result.id = "dump";
   result.backend = "";
-  result.judgement.producer = "titan";
-  result.judgement.versions = {{"titan", "0.2"}, {"torch", "2.11.0"}};
-  result.judgement.claims = {"y_TD: rows as in tokens", "d_gate_ED: R on tp"};
-  result.judgement.floor = "scores_TE in float32: d_gate_ED may be off by 3.1e-07";
-  result.judgement.not_judged = {"d_w1_EFD: is None", "routing: not dumped"};
+  Manifest manifest{.producer = "titan", .versions = {{"titan", "0.2"}, {"torch", "2.11.0"}}};
+  manifest.layout = ParseLayout("tp2", "report_test");
+  manifest.meshes = MakeMeshes(manifest.layout);
+  manifest.dtype = Dtype::kFloat64;
+  manifest.casts = {{"scores_TE", Dtype::kFloat32}};
+  for (const TensorInfo& tensor : ResultsOf(manifest.model)) {
+    if (tensor.name == "d_gate_ED" || tensor.name == "d_x_TD") {
+      manifest.tensors[tensor.name].shape = tensor.shape;
+    } else {
+      manifest.missing[tensor.name] = "is None";
+    }
+  }
+  manifest.missing["tokens_per_expert_E"] = "fused";
+  manifest.not_dumped = {"topk_expert_TK"};
+  result.judgement.foreign = {manifest, {{"d_gate_ED", 3.1e-7, 7.9e-15}}, true};
   return result;
 }
 
@@ -125,18 +135,20 @@ TEST(ToText, SaysWhatWasTakenOnTrustOfAStranger) {
   EXPECT_EQ(ToText(OfAStranger()),
             "PASS     dump float32   worst d_gate_ED 2.6e-07 of 1.0e-05\n"
             "  dump   of titan (titan 0.2, torch 2.11.0)\n"
-            "  claims y_TD: rows as in tokens\n"
-            "         d_gate_ED: R on tp\n"
-            "  floor  scores_TE in float32: d_gate_ED may be off by 3.1e-07\n"
-            "  gaps   d_w1_EFD: is None; routing: not dumped\n");
+            "  claims d_x_TD, d_gate_ED: R on tp\n"
+            "  floor  scores_TE in float32: d_gate_ED may be off by 3.1e-07 (7.9e-15 without)\n"
+            "  gaps   y_TD: is None; d_w1_EFD: is None; d_w3_EFD: is None; d_w2_EDF: is None; "
+            "routing, but for its effects: topk_expert_TK: left out on purpose (not_dumped); "
+            "token counts: tokens_per_expert_E: fused\n");
 }
 
 TEST(Json, SaysWhatWasTakenOnTrustOfAStranger) {
   const Json json = ToJson({OfAStranger()}, Summary())["results"][0];
   EXPECT_EQ(json["producer"], "titan");
   EXPECT_EQ(json["versions"]["torch"], "2.11.0");
-  EXPECT_EQ(json["claims"][1], "d_gate_ED: R on tp");
-  EXPECT_EQ(json["not_judged"].size(), 2U);
+  EXPECT_EQ(json["claims"][0], "d_x_TD, d_gate_ED: R on tp");
+  EXPECT_EQ(json["not_judged"].size(), 6U);
+  EXPECT_EQ(json["cast_effects"][0]["tensor"], "d_gate_ED");
   EXPECT_FALSE(ToJson({Passing()}, Summary())["results"][0].contains("claims"));
 }
 
@@ -163,7 +175,11 @@ TEST(Json, HasTheShapeOfDesign) {
   EXPECT_EQ(result["findings"][1],
             ParseJson(R"({"tensor": "d_gate_ED", "verdict": "fail", "cause": "missing_sum",
                           "axes": ["tp"], "error": 0.644, "tolerance": 1e-5, "residual": 2.6e-7,
-                          "ranks": [0, 1], "candidates": [], "text": "missing sum over tp"})",
+                          "ranks": [0, 1], "candidates": [],
+                          "evidence": {"errors": [{"rank": 0, "error": 0.644},
+                                                  {"rank": 1, "error": 0.5}],
+                                       "worst": {"unit": "expert", "index": 3, "ranks": [0]}},
+                          "text": "missing sum over tp"})",
                       "want"));
   EXPECT_EQ(json["summary"].dump(),
             R"({"listed":1,"passed":0,"failed":1,"vacuous":0,"skipped":0,"error":0})");
@@ -193,8 +209,10 @@ Result Nasty() {
   result.id = "dumps/caf\xe9\x01<&>@tp2";
   result.judgement.findings[1].error = NAN;
   result.judgement.findings[1].tolerance = INFINITY;
-  result.judgement.findings[1].evidence = {"what   \xff\x1b[31m ]]> \"quoted\""};
-  result.judgement.notes = {"made by \xc3"};
+  result.judgement.findings[1].verdict = Verdict::kVacuous;
+  result.judgement.findings[1].reason = Reason::kMissing;
+  result.judgement.findings[1].reason_given = "\xff\x1b[31m ]]> \"quoted\"";
+  result.judgement.findings[1].explanation = {};
   result.repro = "run 'caf\xe9'";
   result.seconds = NAN;
   return result;

@@ -7,6 +7,9 @@
 #include <cmath>
 #include <utility>
 
+#include "harness/explain/joint.h"
+#include "harness/report/claims_text.h"
+#include "harness/report/finding_text.h"
 #include "harness/report/result.h"
 
 namespace moe {
@@ -15,21 +18,16 @@ namespace {
 // The gate is what drifts apart unnoticed, so it is named first; then by how far off a tensor is.
 const Finding* WorstFinding(const Result& result) {
   const Finding* worst = nullptr;
-  const auto rank = [](const Finding& f) {
-    return f.tensor == "topk_expert_TK" ? 0 : f.tensor == "d_gate_ED" ? 1 : 2;
+  const auto order = [](const Finding& f) {
+    const int gate_first = f.tensor == "topk_expert_TK" ? 0 : f.tensor == "d_gate_ED" ? 1 : 2;
+    const bool is_named =
+        f.explanation.cause != Cause::kUnexplained && f.explanation.cause != Cause::kNone;
+    // What is no number is as wrong as can be.
+    return std::make_tuple(gate_first, is_named ? 0 : 1,
+                           std::isnan(f.error) ? -INFINITY : -f.error);
   };
   for (const Finding& finding : result.judgement.findings) {
-    if (finding.verdict != result.verdict) {
-      continue;
-    }
-    const bool named = finding.explanation.cause != Cause::kUnexplained && finding.explanation.cause != Cause::kNone;
-    const auto order = std::make_tuple(rank(finding), named ? 0 : 1, -finding.error);
-    if (worst == nullptr) {
-      worst = &finding;
-      continue;
-    }
-    const bool worst_named = worst->explanation.cause != Cause::kUnexplained && worst->explanation.cause != Cause::kNone;
-    if (order < std::make_tuple(rank(*worst), worst_named ? 0 : 1, -worst->error)) {
+    if (finding.verdict == result.verdict && (worst == nullptr || order(finding) < order(*worst))) {
       worst = &finding;
     }
   }
@@ -38,10 +36,8 @@ const Finding* WorstFinding(const Result& result) {
 
 // Whether one fault explains both.
 bool SharesCause(const Finding& a, const Finding& b) {
-  return a.explanation.cause == b.explanation.cause && a.explanation.axes == b.explanation.axes &&
-         a.explanation.used == b.explanation.used &&
-         a.explanation.sources == b.explanation.sources &&
-         a.explanation.factor == b.explanation.factor;
+  return a.explanation == b.explanation ||
+         ShareAFault(a.tensor, a.explanation, b.tensor, b.explanation);
 }
 
 std::string Label(Verdict verdict) {
@@ -69,12 +65,12 @@ std::string RoomText(const Result& result) {
 std::string FineLine(const Result& result) {
   std::vector<std::string> parts;
   const Judgement& judgement = result.judgement;
-  if (judgement.routing_compared &&
+  if (judgement.routing.compared &&
       std::all_of(judgement.findings.begin(), judgement.findings.end(), [](const Finding& f) {
         return f.tensor != "topk_expert_TK" || f.verdict == Verdict::kPass;
       })) {
     parts.push_back(fmt::format("routing identical ({} slots, margin {:.1e})", judgement.slots,
-                                judgement.smallest_margin));
+                                judgement.routing.smallest_margin));
   }
   for (const Finding& finding : judgement.findings) {
     if (finding.verdict == Verdict::kPass && finding.tolerance > 0.0) {
@@ -84,9 +80,9 @@ std::string FineLine(const Result& result) {
   return fmt::format("{}", fmt::join(parts, "  "));
 }
 
-std::string EvidenceOf(const Finding& finding) {
+std::string EvidenceText(const Finding& finding) {
   std::string text;
-  for (const std::string& sentence : finding.evidence) {
+  for (const std::string& sentence : EvidenceOf(finding)) {
     text += fmt::format("  {}\n", sentence);
   }
   return text;
@@ -104,27 +100,29 @@ std::string PlantedText(const Result& result) {
 // What was taken on trust. A step that passes among many of a producer does not need it.
 std::string TrustOf(const Result& result) {
   std::string text;
-  if (result.verdict != Verdict::kPass || result.backend.empty()) {
-    if (!result.judgement.producer.empty()) {
+  const auto& foreign = result.judgement.foreign;
+  if (foreign && (result.verdict != Verdict::kPass || result.backend.empty())) {
+    const Manifest& manifest = foreign->manifest;
+    if (!manifest.producer.empty()) {
       std::vector<std::string> versions;
-      for (const auto& [name, version] : result.judgement.versions) {
+      for (const auto& [name, version] : manifest.versions) {
         versions.push_back(fmt::format("{} {}", name, version));
       }
-      text += fmt::format("  dump   of {}{}\n", result.judgement.producer,
+      text += fmt::format("  dump   of {}{}\n", manifest.producer,
                           versions.empty() ? "" : fmt::format(" ({})", fmt::join(versions, ", ")));
     }
     std::string_view label = "claims";
-    for (const std::string& claim : result.judgement.claims) {
+    for (const std::string& claim : DescribeClaims(manifest)) {
       text += fmt::format("  {:<6} {}\n", std::exchange(label, ""), claim);
     }
-    if (!result.judgement.floor.empty()) {
-      text += fmt::format("  floor  {}\n", result.judgement.floor);
+    if (foreign->has_coarser_casts) {
+      text += fmt::format("  floor  {}\n", DescribeFloor(manifest, foreign->cast_effects));
     }
-    if (!result.judgement.not_judged.empty()) {
-      text += fmt::format("  gaps   {}\n", fmt::join(result.judgement.not_judged, "; "));
+    if (const auto gaps = DescribeGaps(manifest); !gaps.empty()) {
+      text += fmt::format("  gaps   {}\n", fmt::join(gaps, "; "));
     }
   }
-  for (const std::string& note : result.judgement.notes) {
+  for (const std::string& note : NotesOf(result.judgement)) {
     text += fmt::format("  note   {}\n", note);
   }
   return text;
@@ -145,13 +143,13 @@ std::string StoryOf(const Result& result) {
   text += '\n';
   const Finding* worst = WorstFinding(result);
   if (worst != nullptr) {
-    text += EvidenceOf(*worst);
+    text += EvidenceText(*worst);
   }
   for (const Finding& finding : result.judgement.findings) {
     if (&finding != worst && finding.verdict != Verdict::kPass) {
       const bool is_told = worst != nullptr && SharesCause(finding, *worst);
-      text += fmt::format("\n  {}: {}\n{}", finding.tensor, finding.text,
-                          is_told ? "" : EvidenceOf(finding));
+      text += fmt::format("\n  {}: {}\n{}", finding.tensor, TextOf(finding),
+                          is_told ? "" : EvidenceText(finding));
     }
   }
   for (const PlantedOutcome& planted : result.planted) {
@@ -174,9 +172,9 @@ std::string Headline(const Result& result) {
     return RoomText(result) + PlantedText(result);
   }
   if (const Finding* finding = WorstFinding(result)) {
-    std::string headline = finding->text.starts_with(finding->tensor)
-                               ? finding->text
-                               : fmt::format("{}: {}", finding->tensor, finding->text);
+    const std::string text = TextOf(*finding);
+    std::string headline =
+        text.starts_with(finding->tensor) ? text : fmt::format("{}: {}", finding->tensor, text);
     // A cause that several tensors share is said once.
     std::vector<std::string> others;
     std::vector<std::string> different;

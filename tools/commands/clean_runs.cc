@@ -14,8 +14,8 @@ namespace {
 constexpr std::uint64_t kMoreSeeds = 2;
 
 // Runs without golden tolerances; an error of the machine ends the measurement.
-Judgement Measure(const CaseSpec& spec, const Layout& layout, Dtype dtype,
-                  const InputGenerator& inputs, const std::string& backend) {
+Judgement JudgeClean(const CaseSpec& spec, const Layout& layout, Dtype dtype,
+                     const InputGenerator& inputs, const std::string& backend) {
   const Result result = RunOnce(spec, GraphOf(spec, layout), dtype, inputs, std::nullopt, nullptr,
                                 {.backend = backend, .worst_case = true});
   if (result.verdict == Verdict::kError || result.verdict == Verdict::kSkipped) {
@@ -28,7 +28,7 @@ Judgement Measure(const CaseSpec& spec, const Layout& layout, Dtype dtype,
   return result.judgement;
 }
 
-void AddRatios(CleanRuns& clean, const Judgement::Measured& measured) {
+void AddRatios(CleanRuns& clean, const TensorFigures& measured) {
   clean.ratio = std::max(clean.ratio, measured.ratio);
   clean.worst_case_ratio = std::max(clean.worst_case_ratio, measured.worst_case_ratio);
   clean.scale_ratio = std::max(clean.scale_ratio, measured.scale_ratio);
@@ -46,7 +46,8 @@ std::map<std::string, CleanRuns> MeasureCleanRuns(const CaseSpec& spec, Dtype dt
                                                   const InputGenerator& inputs) {
   std::map<std::string, CleanRuns> tensors;
   const auto add = [&](const Layout& layout, const std::string& backend) {
-    for (const auto& [tensor, measured] : Measure(spec, layout, dtype, inputs, backend).measured) {
+    for (const auto& [tensor, measured] :
+         JudgeClean(spec, layout, dtype, inputs, backend).measured) {
       CleanRuns& clean = tensors[tensor];
       AddRatios(clean, measured);
       clean.bound = std::max(clean.bound, measured.bound);
@@ -64,7 +65,7 @@ std::map<std::string, CleanRuns> MeasureCleanRuns(const CaseSpec& spec, Dtype dt
     const InputGenerator other_inputs(other);
     for (const Layout& layout : spec.layouts) {
       for (const auto& [tensor, measured] :
-           Measure(other, layout, dtype, other_inputs, "threads").measured) {
+           JudgeClean(other, layout, dtype, other_inputs, "threads").measured) {
         CleanRuns& clean = tensors[tensor];
         AddRatios(clean, measured);
         clean.noise = std::max(clean.noise, measured.useful_ratio * clean.bound);

@@ -104,7 +104,7 @@ void AddFaultFloors(const CaseSpec& spec, const InputGenerator& inputs, Golden& 
       }
       for (const auto& [dtype, judgement] : MeasureFault(spec, graph, inputs, fault)) {
         GoldenTolerance& entry = golden.tolerances.at(dtype).at(tensor);
-        const Judgement::Measured& measured = judgement.measured.at(tensor);
+        const TensorFigures& measured = judgement.measured.at(tensor);
         if (measured.bound == 0.0 && entry.bound > 0.0) {
           continue;  // on this layout every slice is judged by its own bound
         }

@@ -1,4 +1,4 @@
-#include "harness/explain/explanation_text.h"
+#include "harness/report/explanation_text.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -50,9 +50,15 @@ std::string CauseText(const Explanation& e) {
     case Cause::kPrecision:
       return "right, but rounded more coarsely than its dtype" +
              (e.option.empty() ? "" : ", as if to " + e.option);
-    default:
+    case Cause::kLeakedSlots:
+      return "slots that other ranks compute have a gradient here too";
+    case Cause::kNone:
+    case Cause::kCorruption:
+    case Cause::kUnexplained:
+    case Cause::kAmbiguous:
       return std::string(ToText(e.cause));
   }
+  return "";
 }
 
 }  // namespace

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "harness/explain/step_under_test.h"
 #include "harness/measure/tolerance.h"
+#include "harness/step_under_test.h"
 
 namespace moe {
 namespace {
@@ -247,7 +247,7 @@ TEST(Casts, LeaveSharedExpertsHeldToWhatTheyWere) {
     EXPECT_EQ(shared.verdict, Verdict::kFail);
     EXPECT_LT(shared.tolerance, 2e-14);
   }
-  const std::string floor = step.Judge().floor;
+  const std::string floor = FloorOf(step.Judge());
   EXPECT_TRUE(floor.ends_with("; d_shared_w1_FD, d_shared_w3_FD, d_shared_w2_DF as without"))
       << floor;
 }

@@ -1,14 +1,14 @@
 // Causes read off the values alone, as of a foreign dump. Shares are made without the ledger: of
 // tokens with the cotangent of all others set to zero, of hidden units with the output weights of
 // all others set to zero.
-#include "harness/explain/diagnose.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <set>
 
-#include "harness/explain/step_under_test.h"
+#include "harness/layout/step_graph.h"
+#include "harness/step_under_test.h"
 #include "reference/contributions.h"
 
 namespace moe {
@@ -90,7 +90,8 @@ std::vector<Values> SharesOfRanks(const Step& step, const std::string& name) {
 }
 
 bool SaysWhy(const Finding& finding, const std::string& part) {
-  return std::any_of(finding.evidence.begin(), finding.evidence.end(), [&](const auto& sentence) {
+  const auto sentences = EvidenceOf(finding);
+  return std::any_of(sentences.begin(), sentences.end(), [&](const auto& sentence) {
     return sentence.find(part) != std::string::npos;
   });
 }
@@ -103,7 +104,7 @@ TEST(Diagnose, NamesADroppedReduceScatterThoughNoReplicasAreLeft) {
   const Finding finding = step.FindingOf("d_x_TD");
   EXPECT_EQ(Told(finding), "fail: missing_sum [tp] missing sum over tp");
   EXPECT_TRUE(SaysWhy(finding, "holds the share of tp=0 once, of tp=1 not at all (fit residual"))
-      << finding.evidence.at(1);
+      << EvidenceOf(finding).at(1);
   EXPECT_TRUE(SaysWhy(finding, "a share is what a slice of the hidden units gives"));
 }
 
@@ -121,7 +122,7 @@ TEST(Diagnose, NamesTheGroupThatWasSummedOverInstead) {
   EXPECT_EQ(Told(finding), "fail: wrong_group [tp] wrong group: sum over dp_shard instead of tp");
   EXPECT_EQ(finding.explanation.used, std::vector{Axis::kDpShard});
   EXPECT_TRUE(SaysWhy(finding, "of tp=2 dp_shard=0, tp=2 dp_shard=1 twice (fit residual"))
-      << fmt::format("{}", fmt::join(finding.evidence, "\n"));
+      << fmt::format("{}", fmt::join(EvidenceOf(finding), "\n"));
 }
 
 // Experts whose hidden units are spread over etp; each rank has tokens of its own.
@@ -216,9 +217,9 @@ TEST(Diagnose, NamesTheRankWhoseShareIsMissing) {
   const Values without = Sum(step.whole["d_gate_ED"], ShareOfRank(step, 4).at("d_gate_ED"), -1.0);
   Hold(step, "d_gate_ED", std::vector<Values>(6, without));
   const Finding finding = step.FindingOf("d_gate_ED");
-  EXPECT_EQ(finding.explanation.cause, Cause::kDroppedContribution) << finding.text;
+  EXPECT_EQ(finding.explanation.cause, Cause::kDroppedContribution) << TextOf(finding);
   EXPECT_EQ(finding.explanation.sources, Ranks{4});
-  EXPECT_EQ(finding.text, "the contribution of rank 4 is missing");
+  EXPECT_EQ(TextOf(finding), "the contribution of rank 4 is missing");
 }
 
 TEST(Diagnose, NamesRanksWhoseSharesAreDoubled) {
@@ -228,7 +229,7 @@ TEST(Diagnose, NamesRanksWhoseSharesAreDoubled) {
   more = Sum(more, ShareOfRank(step, 5).at("d_gate_ED"));
   Hold(step, "d_gate_ED", std::vector<Values>(6, more));
   const Finding finding = step.FindingOf("d_gate_ED");
-  EXPECT_EQ(finding.explanation.cause, Cause::kDoubledContribution) << finding.text;
+  EXPECT_EQ(finding.explanation.cause, Cause::kDoubledContribution) << TextOf(finding);
   EXPECT_EQ(finding.explanation.sources, (Ranks{1, 5}));
 }
 
@@ -261,7 +262,7 @@ TEST(Diagnose, NamesARanksOwnNormaliser) {
   held = Sum(held, shares[1], 12.0 / 6.0);
   Hold(step, "d_gate_ED", {held, held});
   const Finding finding = step.FindingOf("d_gate_ED");
-  EXPECT_EQ(finding.explanation.cause, Cause::kLocalNormaliser) << finding.text;
+  EXPECT_EQ(finding.explanation.cause, Cause::kLocalNormaliser) << TextOf(finding);
 }
 
 TEST(Diagnose, NamesWhatIsInAnotherOrder) {
@@ -308,7 +309,7 @@ TEST(Diagnose, NamesTheReplicaThatStayedBehind) {
     }
   });
   const Finding finding = step.FindingOf("d_gate_ED");
-  EXPECT_EQ(finding.explanation.cause, Cause::kStaleReplica) << finding.text;
+  EXPECT_EQ(finding.explanation.cause, Cause::kStaleReplica) << TextOf(finding);
   EXPECT_EQ(finding.ranks, Ranks{2});
 }
 
@@ -331,7 +332,7 @@ TEST(Diagnose, TellsRoundingFromAWrongValue) {
     }
   });
   const Finding finding = step.FindingOf("d_w1_EFD");
-  EXPECT_EQ(finding.explanation.cause, Cause::kPrecision) << finding.text;
+  EXPECT_EQ(finding.explanation.cause, Cause::kPrecision) << TextOf(finding);
 }
 
 // What is added has the size of float32's rounding, and nothing else of it.
@@ -351,14 +352,14 @@ TEST(Diagnose, DoesNotSayThatEverybodysShareIsMissing) {
     }
   });
   const Finding finding = step.FindingOf("d_gate_ED");
-  EXPECT_EQ(finding.explanation.cause, Cause::kStaleReplica) << finding.text;
+  EXPECT_EQ(finding.explanation.cause, Cause::kStaleReplica) << TextOf(finding);
   EXPECT_EQ(finding.ranks, Ranks{2});
 }
 
 TEST(Diagnose, SaysAFactorNearOneWithItsDigitsAndWithoutSizes) {
   Step step("dp2", RoomyModel());
   step.Run().Scale("d_w1_EFD", 1.0 + 1e-7);
-  EXPECT_EQ(step.FindingOf("d_w1_EFD").text, "wrong scale: (1 + 1.00e-07) times the reference");
+  EXPECT_EQ(TextOf(step.FindingOf("d_w1_EFD")), "wrong scale: (1 + 1.00e-07) times the reference");
 }
 
 TEST(Diagnose, NamesTheOptionThatIsAnotherInTheStep) {
@@ -389,7 +390,7 @@ TEST(Diagnose, CountsHaveSharesToo) {
     }
   });
   const Finding finding = step.FindingOf("tokens_per_expert_E");
-  EXPECT_EQ(finding.explanation.cause, Cause::kDroppedContribution) << finding.text;
+  EXPECT_EQ(finding.explanation.cause, Cause::kDroppedContribution) << TextOf(finding);
   EXPECT_EQ(finding.explanation.sources, Ranks{3});
 }
 
@@ -406,24 +407,120 @@ TEST(Diagnose, SaysWhatIsTooSmallToTell) {
   EXPECT_EQ(finding.verdict, Verdict::kFail);
   EXPECT_EQ(finding.explanation.cause, Cause::kUnexplained);
   EXPECT_EQ(
-      finding.text,
+      TextOf(finding),
       "wrong, but too small to tell why: 2 numbers for the 4 shares of dp_shard; a slice of at "
       "least 4 numbers would do, or a layout with fewer ranks");
 }
 
-TEST(ShareCauses, TakesTheCauseThatAnotherTensorHasForCertain) {
-  std::vector<Finding> findings = {
-      {.tensor = "d_gate_ED",
-       .verdict = Verdict::kFail,
-       .explanation = {.cause = Cause::kDoubleSum, .axes = {Axis::kTp}}},
-      {.tensor = "d_x_TD",
-       .verdict = Verdict::kFail,
-       .explanation = {.cause = Cause::kAmbiguous},
-       .candidates = {{.cause = Cause::kDoubledPath, .path = "gate"},
-                      {.cause = Cause::kDoubleSum, .axes = {Axis::kTp}, .path = "gate"}}}};
-  ShareCauses(findings);
-  EXPECT_EQ(findings[1].explanation.cause, Cause::kDoubleSum);
-  EXPECT_EQ(findings[1].text, "sum over tp counted twice in the gate path");
+// A dispatch that lost the rows of one rank: no sum over ranks has just these tokens.
+TEST(Diagnose, NamesTheSourceRankWhoseRowsTheExpertsLack) {
+  Step step("dp4.ep2.etp1", RoomyModel());
+  step.Run();
+  const auto lost = ShareOfRank(step, 1);
+  for (const char* name : {"d_w1_EFD", "d_w3_EFD", "d_w2_EDF"}) {
+    const Values without = Sum(step.whole.at(name), lost.at(name), -1.0);
+    Hold(step, name, {without, without, without, without});
+  }
+  for (const char* name : {"d_w1_EFD", "d_w3_EFD", "d_w2_EDF"}) {
+    const Finding finding = step.FindingOf(name);
+    EXPECT_EQ(finding.explanation.cause, Cause::kDroppedContribution) << TextOf(finding);
+    EXPECT_EQ(finding.explanation.sources, Ranks{1});
+  }
+}
+
+// ep and edp have two ranks each: doubled over edp and a factor of the size of ep are the same.
+TEST(Diagnose, ListsTheFactorThatIsTheSizeOfAnotherAxisToo) {
+  Step step("dp4.ep2.etp1", RoomyModel());
+  step.Run().Scale("d_w1_EFD", 2.0);
+  const Finding finding = step.FindingOf("d_w1_EFD");
+  EXPECT_EQ(Told(finding), "fail: double_sum [edp] sum over edp counted twice");
+  ASSERT_EQ(finding.candidates.size(), 1U);
+  EXPECT_EQ(finding.candidates[0].cause, Cause::kWrongScale);
+  EXPECT_TRUE(SaysWhy(finding, "or wrong scale: 2 times the reference, which is the size of "));
+  EXPECT_TRUE(SaysWhy(finding, "the size of ep"));
+}
+
+TEST(Diagnose, NamesTheAxisOfTheOtherViewThatIsTheSameRanks) {
+  Step step("tp2.ep2.etp1", RoomyModel());
+  step.Run().LeaveShares("d_gate_ED", {Axis::kTp});
+  const Finding finding = step.FindingOf("d_gate_ED");
+  EXPECT_EQ(Told(finding), "fail: missing_sum [tp] missing sum over tp");
+  EXPECT_EQ(finding.evidence.same_ranks, std::vector<Axis>{Axis::kEp});
+  EXPECT_TRUE(SaysWhy(finding, "the ranks of tp are those of your ep"));
+}
+
+// Twice the reference, with the call log of the program as a witness.
+class CallLogTest : public testing::Test {
+ protected:
+  Finding Judge(const std::vector<std::string>& more) {
+    std::vector<std::string> calls;
+    for (const Reduction& owed : contract_.Owed()) {
+      calls.push_back(ToText(owed));
+    }
+    calls.insert(calls.end(), more.begin(), more.end());
+    return step_.FindingOf("d_gate_ED", {.contract = &contract_, .calls = {calls, calls}});
+  }
+
+  Step step_{"tp2", RoomyModel()};
+  const StepContract contract_ =
+      StepGraph(step_.manifest.model, step_.manifest.layout, Program()).contract();
+};
+
+TEST_F(CallLogTest, ShowsTheSumThatWasMadeTwice) {
+  step_.Run().Scale("d_gate_ED", 2.0);
+  const Finding finding = Judge({"d_gate_ED@tp"});
+  EXPECT_EQ(Told(finding), "fail: double_sum [tp] sum over tp counted twice");
+  EXPECT_TRUE(SaysWhy(finding, "d_gate_ED@tp is once in the contract and 2 times in the call log"));
+  EXPECT_TRUE(finding.candidates.empty());
+}
+
+TEST_F(CallLogTest, RefutesTheSumThatWasNot) {
+  step_.Run().Scale("d_gate_ED", 2.0);
+  const Finding finding = Judge({});
+  EXPECT_EQ(finding.explanation.cause, Cause::kWrongScale) << TextOf(finding);
+  EXPECT_EQ(finding.explanation.factor, 2.0);
+}
+
+TEST_F(CallLogTest, ShowsTheMean) {
+  step_.Run().Scale("d_gate_ED", 0.5);
+  EXPECT_EQ(Judge({"d_gate_ED@tp/2"}).explanation.cause, Cause::kMeanForSum);
+  EXPECT_EQ(Judge({}).explanation.cause, Cause::kWrongScale);
+}
+
+// No witness, and two axes of one size: nobody can know.
+TEST(Diagnose, LeavesATieATie) {
+  Step step("dp2.tp2", RoomyModel());
+  step.Run().Scale("d_gate_ED", 2.0);
+  const Finding finding = step.FindingOf("d_gate_ED");
+  EXPECT_EQ(finding.explanation.cause, Cause::kAmbiguous);
+  EXPECT_EQ(finding.candidates.size(), 2U) << TextOf(finding);
+}
+
+TEST(Diagnose, TellsOneFactorOfTwoTensors) {
+  Step step("dp3", RoomyModel());
+  step.Run();
+  for (const char* name : {"d_w1_EFD", "d_w3_EFD"}) {
+    step.Scale(name, 5.0);
+  }
+  const auto findings = step.Judge().findings;
+  for (const Finding& finding : findings) {
+    if (finding.verdict == Verdict::kFail) {
+      EXPECT_EQ(finding.explanation.cause, Cause::kWrongScale) << TextOf(finding);
+      EXPECT_NEAR(*finding.explanation.factor, 5.0, 1e-9);
+    }
+  }
+}
+
+TEST(Diagnose, TakesNoNumberForAsWrongAsCanBe) {
+  Step step("dp2", RoomyModel());
+  step.Run().Tamper(
+      "d_w1_EFD", [](std::int64_t rank, Values& local) { local[3] = rank == 1 ? NAN : local[3]; });
+  step.Scale("d_gate_ED", 3.0);
+  const Judgement judgement = step.Judge();
+  EXPECT_EQ(judgement.verdict, Verdict::kFail);
+  EXPECT_EQ(step.FindingOf("d_w1_EFD").explanation.cause, Cause::kCorruption);
+  EXPECT_EQ(TextOf(step.FindingOf("d_w1_EFD")), "NaN at [0, 0, 3] on rank 1");
+  EXPECT_EQ(step.FindingOf("d_gate_ED").explanation.cause, Cause::kWrongScale);
 }
 
 }  // namespace

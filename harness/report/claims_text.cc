@@ -1,4 +1,4 @@
-#include "harness/explain/claims.h"
+#include "harness/report/claims_text.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "harness/base/tensors.h"
-#include "harness/explain/explanation_text.h"
 #include "harness/measure/tolerance.h"
 
 namespace moe {
@@ -43,16 +42,6 @@ std::string ClaimsOf(const Manifest& manifest, const std::string& name) {
     parts.push_back(fmt::format("times {:g}", tensor.scale));
   }
   return parts.empty() ? "whole" : fmt::format("{}", fmt::join(parts, ", "));
-}
-
-// Whether the tensor's own mesh has all of `axes`, and claims `kind` on each.
-bool AllClaimed(const Manifest& manifest, const Finding& finding, Placement::Kind kind) {
-  const DumpedTensor& tensor = manifest.tensors.at(finding.tensor);
-  const auto& axes = finding.explanation.axes;
-  return !axes.empty() && std::all_of(axes.begin(), axes.end(), [&](Axis axis) {
-    return manifest.meshes.Of(tensor.mesh).Has(axis) &&
-           PlacementOn(tensor.placements, axis).kind == kind;
-  });
 }
 
 }  // namespace
@@ -111,29 +100,6 @@ std::vector<std::string> DescribeGaps(const Manifest& manifest) {
         fmt::format("replicas of {}: no two ranks hold the same slice", fmt::join(alone, ", ")));
   }
   return gaps;
-}
-
-std::string DoubtClaims(const Manifest& manifest, const Finding& finding) {
-  if (!manifest.tensors.contains(finding.tensor) || !finding.explanation.path.empty()) {
-    return "";
-  }
-  const std::string axes = AxesText(finding.explanation.axes);
-  if (finding.explanation.cause == Cause::kMissingSum &&
-      AllClaimed(manifest, finding, Placement::Kind::kReplicate)) {
-    return fmt::format(
-        "or the claim is wrong: if something after the step sums it over {}, it is P "
-        "there, not R",
-        axes);
-  }
-  if (finding.explanation.cause == Cause::kDoubleSum &&
-      AllClaimed(manifest, finding, Placement::Kind::kPartial)) {
-    return fmt::format("or the claim is wrong: summed over {} already, it is R there, not P", axes);
-  }
-  if (finding.explanation.cause == Cause::kMeanForSum) {
-    return fmt::format("or the claim is wrong: averaged over {} on purpose, it lacks a scale",
-                       axes);
-  }
-  return "";
 }
 
 std::string DescribeFloor(const Manifest& manifest, const std::vector<CastEffect>& effects) {

@@ -13,6 +13,8 @@
 
 #include "harness/explain/judge.h"
 #include "harness/measure/problem.h"
+#include "harness/report/claims_text.h"
+#include "harness/report/finding_text.h"
 #include "reference/moe_reference.h"
 
 namespace moe {
@@ -199,7 +201,7 @@ class Step {
         return finding;
       }
     }
-    return {.tensor = name, .verdict = Verdict::kError, .text = "no finding"};
+    return {.tensor = name, .verdict = Verdict::kError};
   }
 
   ChangeableProblem problem;
@@ -211,6 +213,11 @@ class Step {
   std::map<std::string, std::vector<Change>> changes_;
 };
 
+// What declared casts do to the tolerances, in words.
+inline std::string FloorOf(const Judgement& judgement) {
+  return DescribeFloor(judgement.foreign->manifest, judgement.foreign->cast_effects);
+}
+
 // The failure of one tensor in the words that a reader sees, with the axes in brackets.
 inline std::string Told(const Finding& finding) {
   std::vector<std::string_view> axes;
@@ -218,7 +225,7 @@ inline std::string Told(const Finding& finding) {
     axes.push_back(ToText(axis));
   }
   return fmt::format("{}: {} [{}] {}", ToText(finding.verdict), ToText(finding.explanation.cause),
-                     fmt::join(axes, " "), finding.text);
+                     fmt::join(axes, " "), TextOf(finding));
 }
 
 }  // namespace moe

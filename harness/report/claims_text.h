@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "harness/dump/manifest.h"
-#include "harness/explain/finding.h"
+#include "harness/measure/measure.h"
 
 namespace moe {
 
@@ -19,18 +19,6 @@ std::vector<std::string> DescribeClaims(const Manifest& manifest);
 // What cannot be judged of this dump, each with the reason: results that are not in it, routing and
 // token counts where they were not dumped, replicas where no two ranks hold the same slice.
 std::vector<std::string> DescribeGaps(const Manifest& manifest);
-
-// A clause on the claim that would be wrong if the gradient were right, for a cause that a wrong
-// claim gives just as well; empty for other causes.
-std::string DoubtClaims(const Manifest& manifest, const Finding& finding);
-
-// What a result may be off by at most, in its least accurate slice, with the casts that the
-// producer declares and without them. Relative.
-struct CastEffect {
-  std::string tensor;
-  double with = 0.0;
-  double without = 0.0;
-};
 
 // What the declared casts do to the tolerances, as one sentence: "scores_TE in float32: d_gate_ED
 // may be off by 3.1e-07 (7.9e-15 without), d_w1_EFD 2.1e-07 (6.2e-15); d_shared_w1_FD as without".

@@ -11,10 +11,10 @@
 #include <random>
 
 #include "harness/base/error.h"
-#include "harness/explain/step_under_test.h"
 #include "harness/layout/step_graph.h"
 #include "harness/measure/problem.h"
 #include "harness/measure/tolerance.h"
+#include "harness/step_under_test.h"
 #include "reference/moe_reference.h"
 
 namespace moe {
@@ -38,7 +38,8 @@ AssertionResult Has(const std::string& text, const std::string& part) {
 }
 
 bool Notes(const Judgement& judgement, const std::string& part) {
-  return std::any_of(judgement.notes.begin(), judgement.notes.end(),
+  const auto notes = NotesOf(judgement);
+  return std::any_of(notes.begin(), notes.end(),
                      [&](const std::string& note) { return note.find(part) != std::string::npos; });
 }
 
@@ -63,7 +64,7 @@ TEST(Judge, PassesTheReferenceItself) {
   for (const char* layout : {"dp1", "tp2", "dp2.tp3.ep2.etp1", "dp4.ep4"}) {
     const Judgement judgement = Step(layout).Run().Judge();
     EXPECT_TRUE(Passes(judgement)) << layout;
-    EXPECT_TRUE(judgement.routing_compared);
+    EXPECT_TRUE(judgement.routing.compared);
     EXPECT_EQ(judgement.slots, 24);
   }
 }
@@ -212,8 +213,8 @@ TEST(Judge, NamesAFactorThatNoSliceCouldTell) {
   EXPECT_EQ(finding->explanation.cause, Cause::kWrongScale);
   EXPECT_NEAR(*finding->explanation.factor, 1.0 + scale, 0.2 * scale);
   EXPECT_EQ(finding->ranks, (Ranks{0, 1, 2, 3}));
-  EXPECT_TRUE(finding->text.starts_with("wrong scale: 1.0"));
-  EXPECT_TRUE(Has(finding->evidence.back(), "each alone is within its tolerance"));
+  EXPECT_TRUE(TextOf(*finding).starts_with("wrong scale: 1.0"));
+  EXPECT_TRUE(Has(EvidenceOf(*finding).back(), "each alone is within its tolerance"));
 }
 
 TEST(Judge, AppliesTheDeclaredScale) {
@@ -308,7 +309,7 @@ TEST(Judge, NamesTheFirstWrongElementWhenOneIsALeftover) {
   });
   const Finding finding = step.FindingOf("d_w1_EFD");
   EXPECT_EQ(finding.explanation.cause, Cause::kCorruption);
-  EXPECT_TRUE(finding.text.starts_with("a few elements are wrong: [")) << finding.text;
+  EXPECT_TRUE(TextOf(finding).starts_with("a few elements are wrong: [")) << TextOf(finding);
 }
 
 // Wrong counts that happen to be powers of two: nobody rounds counts to one bit.
@@ -321,21 +322,21 @@ TEST(Judge, TakesNoSmallCountsForRoundedOnes) {
   });
   const Finding finding = step.FindingOf("tokens_per_expert_E");
   EXPECT_EQ(finding.verdict, Verdict::kFail);
-  EXPECT_NE(finding.explanation.cause, Cause::kPrecision) << finding.text;
+  EXPECT_NE(finding.explanation.cause, Cause::kPrecision) << TextOf(finding);
 }
 
 TEST(Judge, SaysWhatADeclaredCastAllows) {
   Step step("dp2");
   step.manifest.casts["scores_TE"] = Dtype::kBfloat16;
   step.Run();
-  EXPECT_TRUE(step.Judge().floor.starts_with("scores_TE in bfloat16: y_TD may be off by "));
+  EXPECT_TRUE(FloorOf(step.Judge()).starts_with("scores_TE in bfloat16: y_TD may be off by "));
 }
 
 TEST(Judge, SaysWhichClaimsItReliedOn) {
   Step step("dp2.tp2.ep2.etp1");
   step.manifest.tensors.at("d_gate_ED").placements[Axis::kDpShard] = Partial();
   step.Run();
-  const std::vector<std::string> claims = step.Judge().claims;
+  const std::vector<std::string> claims = DescribeClaims(step.manifest);
   EXPECT_TRUE(std::find(claims.begin(), claims.end(),
                         "d_gate_ED: P (summed here) on dp_shard, R on tp") != claims.end())
       << claims.size();
@@ -351,7 +352,7 @@ TEST(Judge, SaysWhatItCouldNotJudge) {
   for (const Axis axis : {Axis::kDpShard, Axis::kTp}) {
     step.manifest.tensors.at("d_gate_ED").placements[axis] = Shard(axis == Axis::kTp ? 1 : 0);
   }
-  EXPECT_EQ(step.Judge().not_judged,
+  EXPECT_EQ(DescribeGaps(step.manifest),
             (std::vector<std::string>{"d_x_TD: not dumped, without a reason",
                                       "d_w3_EFD: left out on purpose (not_dumped)",
                                       "d_w2_EDF: experts.w2.grad is None on rank 1",
@@ -365,7 +366,7 @@ TEST(Judge, DoubtsTheClaimThatWouldBeWrongIfTheGradientWereRight) {
   step.Run().LeaveShares("d_gate_ED", {Axis::kTp});
   const Finding finding = step.FindingOf("d_gate_ED");
   EXPECT_EQ(finding.explanation.cause, Cause::kMissingSum);
-  EXPECT_TRUE(Has(finding.evidence.back(), "sums it over tp, it is P there, not R"));
+  EXPECT_TRUE(Has(EvidenceOf(finding).back(), "sums it over tp, it is P there, not R"));
 }
 
 TEST(Judge, DoubtsAClaimOnlyWhereItIsMade) {
@@ -373,11 +374,11 @@ TEST(Judge, DoubtsAClaimOnlyWhereItIsMade) {
   step.manifest.tensors.at("d_gate_ED").placements = {{Axis::kTp, Partial()}};
   const Finding owed = step.Run().FindingOf("d_gate_ED");
   EXPECT_EQ(owed.explanation.cause, Cause::kDoubleSum);
-  EXPECT_TRUE(Has(owed.evidence.back(), "summed over tp already, it is R there, not P"));
+  EXPECT_TRUE(Has(EvidenceOf(owed).back(), "summed over tp already, it is R there, not P"));
   step.manifest.tensors.at("d_gate_ED").placements = {};
   const Finding doubled = step.Scale("d_gate_ED", 2.0).FindingOf("d_gate_ED");
   EXPECT_EQ(doubled.explanation.cause, Cause::kDoubleSum) << Told(doubled);
-  EXPECT_FALSE(Has(doubled.evidence.back(), "the claim is wrong")) << doubled.evidence.back();
+  EXPECT_FALSE(Has(EvidenceOf(doubled).back(), "the claim is wrong")) << EvidenceOf(doubled).back();
 }
 
 // Rows that lack what another slice of the hidden units gives: no claim on these rows would say so.
@@ -398,7 +399,7 @@ TEST(Judge, DoubtsNoClaimOfRowsThatAreSharded) {
   });
   const Finding finding = step.FindingOf("y_TD");
   EXPECT_EQ(finding.explanation.cause, Cause::kMissingSum) << Told(finding);
-  EXPECT_FALSE(Has(finding.evidence.back(), "the claim is wrong")) << finding.evidence.back();
+  EXPECT_FALSE(Has(EvidenceOf(finding).back(), "the claim is wrong")) << EvidenceOf(finding).back();
 }
 
 TEST(Judge, SaysWhyATensorIsMissing) {
@@ -410,7 +411,7 @@ TEST(Judge, SaysWhyATensorIsMissing) {
   EXPECT_EQ(judgement.verdict, Verdict::kVacuous);
   EXPECT_TRUE(
       std::any_of(judgement.findings.begin(), judgement.findings.end(), [](const Finding& f) {
-        return f.text == "d_w1_EFD is missing: experts.w1.grad is None on rank 1";
+        return TextOf(f) == "d_w1_EFD is missing: experts.w1.grad is None on rank 1";
       }));
 }
 
@@ -421,10 +422,11 @@ TEST(Judge, BlamesTheOneElementThatIsWrong) {
   const Finding finding = step.FindingOf("d_gate_ED");
   EXPECT_EQ(finding.verdict, Verdict::kFail);
   EXPECT_EQ(finding.explanation.cause, Cause::kCorruption);
-  EXPECT_TRUE(finding.text.starts_with("a few elements are wrong: [1, 1] is ")) << finding.text;
+  EXPECT_TRUE(TextOf(finding).starts_with("a few elements are wrong: [1, 1] is "))
+      << TextOf(finding);
   EXPECT_EQ(finding.ranks, (Ranks{4}));
-  ASSERT_FALSE(finding.evidence.empty());
-  EXPECT_TRUE(Has(finding.evidence[0], "worst: expert 1 on rank 4"));
+  ASSERT_FALSE(EvidenceOf(finding).empty());
+  EXPECT_TRUE(Has(EvidenceOf(finding)[0], "worst: expert 1 on rank 4"));
 }
 
 TEST(Judge, CallsADifferenceOfNothingNoScale) {
@@ -484,11 +486,11 @@ TEST(Judge, ProvesNothingAboutATensorThatIsNotThere) {
   Step step("tp2");
   step.Run().Drop("d_w3_EFD");
   EXPECT_EQ(step.Judge().verdict, Verdict::kVacuous);
-  EXPECT_TRUE(Has(step.FindingOf("d_w3_EFD").text, "neither dumped nor named in not_dumped"));
+  EXPECT_TRUE(Has(TextOf(step.FindingOf("d_w3_EFD")), "neither dumped nor named in not_dumped"));
   step.manifest.not_dumped = {"d_w3_EFD"};
   const Judgement judgement = step.Judge();
   EXPECT_TRUE(Passes(judgement));
-  EXPECT_EQ(judgement.not_judged.front(), "d_w3_EFD: left out on purpose (not_dumped)");
+  EXPECT_EQ(DescribeGaps(step.manifest).front(), "d_w3_EFD: left out on purpose (not_dumped)");
 }
 
 TEST(Judge, ProvesNothingWithAZeroCotangent) {
@@ -498,7 +500,7 @@ TEST(Judge, ProvesNothingWithAZeroCotangent) {
   const Judgement judgement = step.Judge();
   EXPECT_EQ(judgement.verdict, Verdict::kVacuous);
   EXPECT_EQ(step.FindingOf("y_TD").verdict, Verdict::kPass);
-  EXPECT_TRUE(Has(step.FindingOf("d_gate_ED").text, "zero in the reference and proves nothing"));
+  EXPECT_TRUE(Has(TextOf(step.FindingOf("d_gate_ED")), "zero in the reference and proves nothing"));
 }
 
 TEST(Judge, BlamesRoutingForATokenThatGoesAstray) {
@@ -513,7 +515,7 @@ TEST(Judge, BlamesRoutingForATokenThatGoesAstray) {
   step.Run(&routing);
   const Finding finding = step.FindingOf("topk_expert_TK");
   EXPECT_EQ(finding.verdict, Verdict::kFail);
-  EXPECT_TRUE(finding.text.starts_with("token 7 goes to experts "));
+  EXPECT_TRUE(TextOf(finding).starts_with("token 7 goes to experts "));
   EXPECT_EQ(finding.ranks, (Ranks{1}));
   EXPECT_EQ(step.FindingOf("d_gate_ED").verdict, Verdict::kPass)
       << "the gradients are not at fault";
@@ -628,7 +630,7 @@ TEST(Judge, ComparesCountsExactly) {
   step.whole["tokens_per_expert_E"][2] += 1.0;
   const Finding finding = step.FindingOf("tokens_per_expert_E");
   EXPECT_EQ(finding.verdict, Verdict::kFail);
-  EXPECT_TRUE(Has(finding.text, "expert 2 counts ")) << finding.text;
+  EXPECT_TRUE(Has(TextOf(finding), "expert 2 counts ")) << TextOf(finding);
   EXPECT_EQ(finding.ranks, (Ranks{0, 1}));
 }
 

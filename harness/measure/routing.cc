@@ -1,4 +1,4 @@
-#include "harness/explain/routing.h"
+#include "harness/measure/routing.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdint>
 #include <set>
-#include <utility>
 
 #include "harness/base/error.h"
 #include "harness/measure/observed.h"
@@ -50,9 +49,13 @@ Eigen::Index LeastDecided(const reference::Routing& own) {
   return least;
 }
 
-std::string MarginAndBound(const reference::Routing& own, Eigen::Index token) {
-  return fmt::format("token {}: margin {:.2e}, rounding may take {:.2e}", token,
-                     own.margin_T[token], own.margin_bound_T[token]);
+RoutingMargin MarginOf(const reference::Routing& own, Eigen::Index token) {
+  return {token, own.margin_T[token], own.margin_bound_T[token]};
+}
+
+void SortUnique(std::vector<std::int64_t>& ranks) {
+  std::sort(ranks.begin(), ranks.end());
+  ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
 }
 
 }  // namespace
@@ -66,23 +69,22 @@ RoutingComparison CompareRouting(const Dump& dump, const reference::Problem& pro
   const Eigen::Index least = LeastDecided(own_routing);
   const bool in_doubt = own_routing.margin_T[least] <= own_routing.margin_bound_T[least];
   if (in_doubt && rules.must_be_decided) {
-    throw Error(dump.name,
-                fmt::format("leaves the choice of experts to rounding in {} ({}); use another "
-                            "seed, fewer experts or a smaller top_k",
-                            ToText(manifest.dtype), MarginAndBound(own_routing, least)));
+    throw Error(
+        dump.name,
+        fmt::format("leaves the choice of experts to rounding in {} (token {}: margin {:.2e}, "
+                    "rounding may take {:.2e}); use another seed, fewer experts or a smaller top_k",
+                    ToText(manifest.dtype), least, own_routing.margin_T[least],
+                    own_routing.margin_bound_T[least]));
   }
   RoutingComparison comparison{.smallest_margin = own_routing.margin_T.minCoeff()};
   if (!manifest.tensors.contains("topk_expert_TK")) {
     if (in_doubt) {
-      comparison.notes.push_back(
-          fmt::format("a tie may have fallen otherwise than in the reference, and then gradients "
-                      "differ through no fault of a reduction ({})",
-                      MarginAndBound(own_routing, least)));
+      comparison.in_doubt = MarginOf(own_routing, least);
     }
     return comparison;
   }
+  comparison.compared = true;
   const ObservedTensor observed(dump, "topk_expert_TK");
-  Finding finding{.tensor = "topk_expert_TK"};
   reference::Routing routing = own_routing;
   std::set<std::int64_t> flipped;
   std::set<std::int64_t> tied;
@@ -112,47 +114,32 @@ RoutingComparison CompareRouting(const Dump& dump, const reference::Problem& pro
         continue;
       }
       flipped.insert(token);
-      if (finding.verdict == Verdict::kPass) {
-        finding.verdict = Verdict::kFail;
-        finding.explanation.cause = Cause::kUnexplained;
-        finding.text =
-            fmt::format("token {} goes to experts {}, not {}", token, fmt::join(chosen, ", "),
-                        fmt::join(own.begin(), own.end(), ", "));
-        finding.evidence.push_back(
-            fmt::format("what   no tie within rounding ({})", MarginAndBound(own_routing, token)));
+      if (!comparison.first_flip) {
+        comparison.first_flip = {
+            MarginOf(own_routing, token), {chosen.begin(), chosen.end()}, {own.begin(), own.end()}};
       }
-      finding.ranks.insert(finding.ranks.end(), holder.ranks.begin(), holder.ranks.end());
+      comparison.ranks.insert(comparison.ranks.end(), holder.ranks.begin(), holder.ranks.end());
     }
   }
-  std::sort(finding.ranks.begin(), finding.ranks.end());
-  finding.ranks.erase(std::unique(finding.ranks.begin(), finding.ranks.end()), finding.ranks.end());
-  finding.error = static_cast<double>(flipped.size()) / static_cast<double>(manifest.model.tokens);
+  SortUnique(comparison.ranks);
+  comparison.tied = std::ssize(tied);
+  comparison.flipped = std::ssize(flipped);
   if (!tied.empty()) {
-    comparison.notes.push_back(
-        fmt::format("tie: {} tokens are routed otherwise than in the reference, within rounding "
-                    "({}); the rest is judged with the observed routing",
-                    tied.size(), MarginAndBound(own_routing, *tied.begin())));
-  }
-  if (!flipped.empty()) {
-    comparison.notes.push_back(fmt::format(
-        "{} tokens are routed otherwise than in the reference; the gradients are judged "
-        "with the observed routing",
-        flipped.size()));
+    comparison.first_tie = MarginOf(own_routing, *tied.begin());
   }
   if (!tied.empty() || !flipped.empty()) {
     comparison.observed_routing = routing;
   }
-  comparison.finding = std::move(finding);
   return comparison;
 }
 
-std::optional<Finding> CompareCounts(const Dump& dump,
-                                     const std::vector<std::int64_t>& tokens_per_expert_E) {
+std::optional<CountComparison> CompareCounts(const Dump& dump,
+                                             const std::vector<std::int64_t>& tokens_per_expert_E) {
   if (!dump.manifest.tensors.contains("tokens_per_expert_E")) {
     return std::nullopt;
   }
   const ObservedTensor observed(dump, "tokens_per_expert_E");
-  Finding finding{.tensor = "tokens_per_expert_E"};
+  CountComparison comparison;
   for (const ObservedTensor::Holder& holder : observed.holders()) {
     const std::vector<double> got = observed.ReadUnit(holder, 0);
     for (std::size_t i = 0; i < got.size(); ++i) {
@@ -162,18 +149,16 @@ std::optional<Finding> CompareCounts(const Dump& dump,
       if (got[i] == wanted) {  // counts are whole numbers, exact in double
         continue;
       }
-      if (finding.verdict == Verdict::kPass) {
-        finding.verdict = Verdict::kFail;
-        finding.explanation.cause = Cause::kUnexplained;
-        finding.text = fmt::format("expert {} counts {} tokens, not {}", expert, got[i], wanted);
+      if (!comparison.first) {
+        comparison.first = {expert, got[i], wanted};
       }
-      finding.error = std::max(finding.error, std::abs(got[i] - wanted) / std::max(1.0, wanted));
-      finding.ranks.insert(finding.ranks.end(), holder.ranks.begin(), holder.ranks.end());
+      const double error = std::abs(got[i] - wanted) / std::max(1.0, wanted);
+      comparison.error = std::max(comparison.error, std::isfinite(error) ? error : INFINITY);
+      comparison.ranks.insert(comparison.ranks.end(), holder.ranks.begin(), holder.ranks.end());
     }
   }
-  std::sort(finding.ranks.begin(), finding.ranks.end());
-  finding.ranks.erase(std::unique(finding.ranks.begin(), finding.ranks.end()), finding.ranks.end());
-  return finding;
+  SortUnique(comparison.ranks);
+  return comparison;
 }
 
 }  // namespace moe
