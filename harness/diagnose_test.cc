@@ -239,10 +239,13 @@ TEST(Diagnose, NamesThePathThatIsLost) {
   const reference::Problem problem = MakeProblem(step.manifest.model, step.problem);
   const reference::Contributions terms(step.manifest.model, problem, step.Routing(), {});
   Values without = step.whole["d_x_TD"];
-  for (const reference::RowTerm& term : terms.d_x_TD()) {
-    if (term.path == reference::Path::kGate) {
-      without = Sum(
-          without, Values(term.value_TD.data(), term.value_TD.data() + term.value_TD.size()), -1.0);
+  for (const reference::RowTerm& term : terms.RowsOf("d_x_TD")) {
+    for (std::size_t n = 0; term.path == Path::kGate && n < term.token_N.size(); ++n) {
+      const auto row = term.value_ND.row(static_cast<Eigen::Index>(n));
+      const auto first = static_cast<std::size_t>(term.token_N[n] * row.size());
+      for (Eigen::Index column = 0; column < row.size(); ++column) {
+        without[first + static_cast<std::size_t>(column)] -= row[column];
+      }
     }
   }
   Hold(step, "d_x_TD", {without, without});

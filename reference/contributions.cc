@@ -36,10 +36,36 @@ std::vector<std::int64_t> AllTokens(const Matrix& x_TD) {
   return tokens;
 }
 
-void AddRows(const Matrix& part, const std::vector<std::int64_t>& tokens, Matrix& total) {
-  for (std::size_t n = 0; n < tokens.size(); ++n) {
-    total.row(tokens[n]) += part.row(static_cast<Eigen::Index>(n));
+// The tokens that chose one of an owner's experts, and where each stands among them.
+struct TokensOfOwner {
+  std::vector<std::int64_t> token_N;
+  std::vector<Eigen::Index> place_T;  // -1: not among them
+
+  void Add(const Matrix& part_ND, const std::vector<std::int64_t>& tokens, RowTerm& term) const {
+    for (std::size_t n = 0; n < tokens.size(); ++n) {
+      term.value_ND.row(place_T[static_cast<std::size_t>(tokens[n])]) +=
+          part_ND.row(static_cast<Eigen::Index>(n));
+    }
   }
+};
+
+std::vector<TokensOfOwner> TokensByOwner(const Routing& routing,
+                                         const std::vector<std::int64_t>& owner_E) {
+  std::vector<TokensOfOwner> owners(static_cast<std::size_t>(PartsOf(owner_E)));
+  for (TokensOfOwner& owner : owners) {
+    owner.place_T.assign(static_cast<std::size_t>(routing.topk_expert_TK.rows()), -1);
+  }
+  for (Eigen::Index token = 0; token < routing.topk_expert_TK.rows(); ++token) {
+    for (const std::int64_t expert : routing.topk_expert_TK.row(token)) {
+      TokensOfOwner& owner = owners[static_cast<std::size_t>(PartOf(owner_E, expert))];
+      Eigen::Index& place = owner.place_T[static_cast<std::size_t>(token)];
+      if (place < 0) {
+        place = std::ssize(owner.token_N);
+        owner.token_N.push_back(token);
+      }
+    }
+  }
+  return owners;
 }
 
 // The Math of expert.h that keeps terms apart: plain values, except that a sum over hidden units is
@@ -119,14 +145,22 @@ ExpertRows RowsOfExpert(const Model& model, const Problem& problem, const Routin
 
 }  // namespace
 
-Matrix SumOf(const TokenSum& sum, const std::vector<bool>& in_T) {
+Matrix SumOf(const TokenSum& sum, std::span<const double> times_T) {
   std::vector<Eigen::Index> chosen;
+  std::vector<Eigen::Index> tokens;
+  std::vector<double> times;
   for (std::size_t n = 0; n < sum.token_N.size(); ++n) {
-    if (in_T[static_cast<std::size_t>(sum.token_N[n])]) {
+    const double of_token = times_T[static_cast<std::size_t>(sum.token_N[n])];
+    if (of_token != 0.0) {
       chosen.push_back(static_cast<Eigen::Index>(n));
+      tokens.push_back(sum.token_N[n]);
+      times.push_back(of_token);
     }
   }
-  return sum.left_NR(chosen, Eigen::all).transpose() * sum.right_NC(chosen, Eigen::all);
+  const Matrix right = sum.right_TC != nullptr ? Matrix((*sum.right_TC)(tokens, Eigen::all))
+                                               : Matrix(sum.right_NC(chosen, Eigen::all));
+  const auto weights = Eigen::Map<const Vector>(times.data(), std::ssize(times));
+  return sum.left_NR(chosen, Eigen::all).transpose() * (weights.asDiagonal() * right);
 }
 
 Contributions::Contributions(const Model& model, const Problem& problem, const Routing& routing,
@@ -153,12 +187,16 @@ void Contributions::RunExperts() {
   const CombineWeights combine = WeighSlots(math, model_, scores_TE, routing_);
   p_TK_ = combine.p_TK.value;
 
-  std::vector<Matrix> d_p_TK;  // by term, as y_TD_
-  const Matrix zero_TD = Matrix::Zero(x_TD.rows(), x_TD.cols());
+  const std::vector<TokensOfOwner> owners = TokensByOwner(routing_, partition_.owner_E);
+  std::vector<RowTerm>& y_TD = rows_["y_TD"];
+  std::vector<RowTerm>& d_x_TD = rows_["d_x_TD"];
+  std::vector<Matrix> d_p_TK;  // by term, as y_TD
   for (std::int64_t owner = 0; owner < owners_; ++owner) {
+    const auto& tokens = owners[static_cast<std::size_t>(owner)].token_N;
+    const Matrix zero_ND = Matrix::Zero(std::ssize(tokens), x_TD.cols());
     for (std::int64_t slice = 0; slice < slices_; ++slice) {
-      y_TD_.push_back({Path::kRouted, owner, slice, zero_TD});
-      d_x_TD_.push_back({Path::kRouted, owner, slice, zero_TD});
+      y_TD.push_back({Path::kRouted, owner, slice, tokens, zero_ND});
+      d_x_TD.push_back({Path::kRouted, owner, slice, tokens, zero_ND});
       d_p_TK.emplace_back(Matrix::Zero(x_TD.rows(), model_.top_k));
     }
   }
@@ -174,13 +212,14 @@ void Contributions::RunExperts() {
     const ExpertForward forward = RunForward(terms, SwiGlu(), weights, rows.r_ND);
     const ExpertBackward backward = RunBackward(terms, SwiGlu(), weights, forward, rows.d_o_ND);
     const auto p = rows.p_N1.col(0).asDiagonal();
+    const std::int64_t owner = PartOf(partition_.owner_E, expert);
+    const TokensOfOwner& of_owner = owners[static_cast<std::size_t>(owner)];
     for (std::int64_t slice = 0; slice < slices_; ++slice) {
       const Matrix& o_ND = forward.o_ND[static_cast<std::size_t>(slice)];
       const Matrix& d_r_ND = backward.d_r_ND[static_cast<std::size_t>(slice)];
-      const auto term =
-          static_cast<std::size_t>(PartOf(partition_.owner_E, expert) * slices_ + slice);
-      AddRows(before ? o_ND : Matrix(p * o_ND), rows.tokens, y_TD_[term].value_TD);
-      AddRows(before ? Matrix(p * d_r_ND) : d_r_ND, rows.tokens, d_x_TD_[term].value_TD);
+      const auto term = static_cast<std::size_t>(owner * slices_ + slice);
+      of_owner.Add(before ? o_ND : Matrix(p * o_ND), rows.tokens, y_TD[term]);
+      of_owner.Add(before ? Matrix(p * d_r_ND) : d_r_ND, rows.tokens, d_x_TD[term]);
       const Vector d_p_N = before ? Vector(d_r_ND.cwiseProduct(rows.x_ND).rowwise().sum())
                                   : Vector(o_ND.cwiseProduct(rows.d_y_ND).rowwise().sum());
       for (std::size_t n = 0; n < rows.tokens.size(); ++n) {
@@ -211,7 +250,10 @@ void Contributions::RunShared() {
   const TermMath terms(slices, tokens);
   const ExpertForward forward = RunForward(terms, SwiGlu(), problem_.shared, x_TD);
   const ExpertBackward backward = RunBackward(terms, SwiGlu(), problem_.shared, forward, d_o_TD);
-  shared_ = GradientsOfWeights(terms, forward, backward, x_TD, d_o_TD);
+  WeightGradients<TokenSum> weights = GradientsOfWeights(terms, forward, backward, x_TD, d_o_TD);
+  sums_["d_shared_w1_FD"].sums = {std::move(weights.d_w1_FD)};
+  sums_["d_shared_w3_FD"].sums = {std::move(weights.d_w3_FD)};
+  sums_["d_shared_w2_DF"].sums = {std::move(weights.d_w2_DF)};
   for (std::int64_t slice = 0; slice < shared_slices_; ++slice) {
     const Matrix& o_TD = forward.o_ND[static_cast<std::size_t>(slice)];
     Matrix d_x_TD = backward.d_r_ND[static_cast<std::size_t>(slice)];
@@ -221,36 +263,44 @@ void Contributions::RunShared() {
                                .sum()
                                .cwiseProduct(a_T.unaryExpr(&SigmoidSlopeOf));
       d_x_TD += d_z_T * problem_.shared_gate_D.transpose();
-      d_shared_gate_D_.push_back({tokens, d_z_T, x_TD});
+      Sums& gate = sums_["d_shared_gate_D"];
+      gate.slices = shared_slices_;
+      gate.sums.push_back({.token_N = tokens, .left_NR = d_z_T, .right_TC = &problem_.x_TD});
     }
-    y_TD_.push_back({Path::kShared, 0, slice, a_T.asDiagonal() * o_TD});
-    d_x_TD_.push_back({Path::kShared, 0, slice, std::move(d_x_TD)});
+    rows_["y_TD"].push_back({Path::kShared, 0, slice, tokens, a_T.asDiagonal() * o_TD});
+    rows_["d_x_TD"].push_back({Path::kShared, 0, slice, tokens, std::move(d_x_TD)});
   }
 }
 
+// Rows of tokens that chose none of the owner's experts are zero, and left out.
 void Contributions::RunGate() {
-  const std::vector<std::int64_t> tokens = AllTokens(problem_.x_TD);
-  const Matrix ones_T1 = Matrix::Ones(problem_.x_TD.rows(), 1);
+  const std::vector<TokensOfOwner> owners = TokensByOwner(routing_, partition_.owner_E);
+  Sums& d_gate_ED = sums_["d_gate_ED"];
+  Sums& d_gate_bias_E = sums_["d_gate_bias_E"];
+  d_gate_ED.slices = d_gate_bias_E.slices = slices_;
   for (std::int64_t owner = 0; owner < owners_; ++owner) {
+    const auto& tokens = owners[static_cast<std::size_t>(owner)].token_N;
+    const Matrix ones_N1 = Matrix::Ones(std::ssize(tokens), 1);
     for (std::int64_t slice = 0; slice < slices_; ++slice) {
-      const Matrix& d_logits_TE = d_logits_TE_[static_cast<std::size_t>(owner * slices_ + slice)];
-      d_x_TD_.push_back({Path::kGate, owner, slice, d_logits_TE * problem_.gate_ED});
-      d_gate_ED_.push_back({tokens, d_logits_TE, problem_.x_TD});
-      d_gate_bias_E_.push_back({tokens, ones_T1, d_logits_TE});
+      const Matrix d_logits_NE = reference::RowsOf(
+          d_logits_TE_[static_cast<std::size_t>(owner * slices_ + slice)], tokens);
+      rows_["d_x_TD"].push_back(
+          {Path::kGate, owner, slice, tokens, d_logits_NE * problem_.gate_ED});
+      d_gate_ED.sums.push_back(
+          {.token_N = tokens, .left_NR = d_logits_NE, .right_TC = &problem_.x_TD});
+      d_gate_bias_E.sums.push_back({tokens, ones_N1, d_logits_NE});
     }
   }
 }
 
-const TokenSum& Contributions::d_gate_ED(std::int64_t owner, std::int64_t slice) const {
-  return d_gate_ED_.at(static_cast<std::size_t>(owner * slices_ + slice));
+const std::vector<RowTerm>& Contributions::RowsOf(std::string_view result) const {
+  return rows_.find(result)->second;
 }
 
-const TokenSum& Contributions::d_gate_bias_E(std::int64_t owner, std::int64_t slice) const {
-  return d_gate_bias_E_.at(static_cast<std::size_t>(owner * slices_ + slice));
-}
-
-const TokenSum& Contributions::d_shared_gate_D(std::int64_t shared_slice) const {
-  return d_shared_gate_D_.at(static_cast<std::size_t>(shared_slice));
+const TokenSum& Contributions::SumFor(std::string_view result, std::int64_t owner,
+                                      std::int64_t slice) const {
+  const Sums& sums = sums_.find(result)->second;
+  return sums.sums.at(static_cast<std::size_t>(owner * sums.slices + slice));
 }
 
 Contributions::GatePart Contributions::GateWithScoresOf(
@@ -268,19 +318,24 @@ Contributions::GatePart Contributions::GateWithScoresOf(
   const Matrix d_logits_TE =
       RouterBackward(math, model_, routing_, scores_TE, combine, {d_p_TK, Matrix()}).value;
   const std::vector<std::int64_t> tokens = AllTokens(problem_.x_TD);
-  return {.d_gate_ED = {tokens, d_logits_TE, problem_.x_TD},
-          .d_gate_bias_E = {tokens, Matrix::Ones(problem_.x_TD.rows(), 1), d_logits_TE},
+  return {.sums = {{"d_gate_ED",
+                    {.token_N = tokens, .left_NR = d_logits_TE, .right_TC = &problem_.x_TD}},
+                   {"d_gate_bias_E", {tokens, Matrix::Ones(problem_.x_TD.rows(), 1), d_logits_TE}}},
           .d_x_TD = d_logits_TE * problem_.gate_ED};
 }
 
-ExpertSums Contributions::OfExpert(std::int64_t expert) const {
+std::map<std::string, TokenSum> Contributions::OfExpert(std::int64_t expert) const {
   const ExpertRows rows = RowsOfExpert(model_, problem_, routing_, p_TK_, expert);
   const ExpertWeights weights = problem_.expert(expert);
   const std::vector<Slice> no_slices;  // neither o nor d_r is asked for
   const TermMath terms(no_slices, rows.tokens);
   const ExpertForward forward = RunForward(terms, SwiGlu(), weights, rows.r_ND);
   const ExpertBackward backward = RunBackward(terms, SwiGlu(), weights, forward, rows.d_o_ND);
-  return GradientsOfWeights(terms, forward, backward, rows.r_ND, rows.d_o_ND);
+  WeightGradients<TokenSum> weights_of =
+      GradientsOfWeights(terms, forward, backward, rows.r_ND, rows.d_o_ND);
+  return {{"d_w1_EFD", std::move(weights_of.d_w1_FD)},
+          {"d_w3_EFD", std::move(weights_of.d_w3_FD)},
+          {"d_w2_EDF", std::move(weights_of.d_w2_DF)}};
 }
 
 }  // namespace moe::reference

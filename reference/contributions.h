@@ -8,9 +8,13 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "harness/base/tensor_table.h"
 #include "reference/moe_reference.h"
 
 namespace moe::reference {
@@ -22,16 +26,15 @@ struct Partition {
   std::vector<std::int64_t> shared_slice_F;  // hidden units of the shared experts
 };
 
-// Ways through the layer. Of y_TD: routed and shared; of d_x_TD: all three.
-enum class Path { kGate, kRouted, kShared };
-
 // The part of a [T, D] result that goes along one path, through one owner's experts and one slice
-// of their hidden units (`owner` is 0 for the shared experts).
+// of their hidden units (`owner` is 0 for the shared experts): the rows of the tokens that have
+// one.
 struct RowTerm {
-  Path path = Path::kRouted;
+  Path path = Path::kRouted;  // routed, gate (of d_x_TD) or shared
   std::int64_t owner = 0;
   std::int64_t slice = 0;
-  Matrix value_TD;
+  std::vector<std::int64_t> token_N;  // ascending
+  Matrix value_ND;
 };
 
 // A parameter's gradient as a sum over tokens: row n of `left` times row n of `right` (outer
@@ -40,12 +43,11 @@ struct TokenSum {
   std::vector<std::int64_t> token_N;
   Matrix left_NR;
   Matrix right_NC;
+  const Matrix* right_TC = nullptr;  // in its place, where it is the row of the token in this
 };
 
-// The terms of the tokens that `in_T` marks, added up: [R, C].
-Matrix SumOf(const TokenSum& sum, const std::vector<bool>& in_T);
-
-using ExpertSums = WeightGradients<TokenSum>;
+// The terms added up, each times_T[token] times: [R, C].
+Matrix SumOf(const TokenSum& sum, std::span<const double> times_T);
 
 class Contributions {
  public:
@@ -53,27 +55,25 @@ class Contributions {
   Contributions(const Model& model, const Problem& problem, const Routing& routing,
                 const Partition& partition);
 
-  const std::vector<RowTerm>& y_TD() const { return y_TD_; }
-  const std::vector<RowTerm>& d_x_TD() const { return d_x_TD_; }
+  // Of a result with rows of tokens, by its name: y_TD or d_x_TD.
+  const std::vector<RowTerm>& RowsOf(std::string_view result) const;
 
-  // By owner and slice of the experts whose outputs the score's gradient came from.
-  const TokenSum& d_gate_ED(std::int64_t owner, std::int64_t slice) const;
-  const TokenSum& d_gate_bias_E(std::int64_t owner, std::int64_t slice) const;
-  // By slice of the shared experts' hidden units, which their gate's gradient came from.
-  const TokenSum& d_shared_gate_D(std::int64_t shared_slice) const;
-  const ExpertSums& shared() const { return shared_; }
+  // Of another result that has no slice for each expert. That of the router's parameters by owner
+  // and slice of the experts whose outputs the score's gradient came from, that of the shared
+  // experts' gate by slice of the hidden units that it came from; of the rest owner and slice are
+  // 0.
+  const TokenSum& SumFor(std::string_view result, std::int64_t owner, std::int64_t slice) const;
 
   // What the gate would get if the score of every slot had the gradients of the same slot of all
   // these tokens, token by token, added up; all owners and slices together.
   struct GatePart {
-    TokenSum d_gate_ED;
-    TokenSum d_gate_bias_E;
+    std::map<std::string, TokenSum> sums;  // by result
     Matrix d_x_TD;
   };
   GatePart GateWithScoresOf(const std::vector<std::vector<std::int64_t>>& tokens_T) const;
 
-  // Of one expert, made when asked for.
-  ExpertSums OfExpert(std::int64_t expert) const;
+  // Of one expert its slices of the results that have one for each, by name; made when asked for.
+  std::map<std::string, TokenSum> OfExpert(std::int64_t expert) const;
 
  private:
   void RunExperts();
@@ -90,12 +90,12 @@ class Contributions {
   Matrix p_TK_;
   Matrix d_p_TK_;                    // gradient of the slots' scores
   std::vector<Matrix> d_logits_TE_;  // by owner * slices_ + slice
-  std::vector<RowTerm> y_TD_;
-  std::vector<RowTerm> d_x_TD_;
-  std::vector<TokenSum> d_gate_ED_;
-  std::vector<TokenSum> d_gate_bias_E_;
-  std::vector<TokenSum> d_shared_gate_D_;
-  ExpertSums shared_;
+  std::map<std::string, std::vector<RowTerm>, std::less<>> rows_;
+  struct Sums {
+    std::int64_t slices = 1;
+    std::vector<TokenSum> sums;  // by owner * slices + slice
+  };
+  std::map<std::string, Sums, std::less<>> sums_;
 };
 
 }  // namespace moe::reference

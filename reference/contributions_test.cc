@@ -59,10 +59,13 @@ Model FullModel(ScoreFunction function, ScorePlacement placement) {
 const Partition kParts = {
     .owner_E = {0, 0, 1, 1}, .slice_F = {0, 1, 2, 2, 1, 0}, .shared_slice_F = {0, 0, 1, 1}};
 
-Matrix Total(const std::vector<RowTerm>& terms) {
-  Matrix sum = Matrix::Zero(terms[0].value_TD.rows(), terms[0].value_TD.cols());
+// [tokens, D] of some terms.
+Matrix Total(const std::vector<RowTerm>& terms, std::int64_t tokens) {
+  Matrix sum = Matrix::Zero(tokens, terms[0].value_ND.cols());
   for (const RowTerm& term : terms) {
-    sum += term.value_TD;
+    for (std::size_t n = 0; n < term.token_N.size(); ++n) {
+      sum.row(term.token_N[n]) += term.value_ND.row(static_cast<Eigen::Index>(n));
+    }
   }
   return sum;
 }
@@ -82,38 +85,42 @@ TEST_P(EveryRouter, TermsOfEveryResultAddUpToIt) {
   const StepResult want = RunStep(step.model, step.problem, {},
                                   [&](const ExpertGradients& e) { experts.push_back(e); });
   const Contributions terms(step.model, step.problem, want.routing, kParts);
-  ExpectNear(Total(terms.y_TD()), want["y_TD"].value, "y_TD");
-  ExpectNear(Total(terms.d_x_TD()), want["d_x_TD"].value, "d_x_TD");
+  ExpectNear(Total(terms.RowsOf("y_TD"), 20), want["y_TD"].value, "y_TD");
+  ExpectNear(Total(terms.RowsOf("d_x_TD"), 20), want["d_x_TD"].value, "d_x_TD");
 
-  std::vector<bool> all(20, true);
-  std::vector<bool> some(20, false);
+  const std::vector<double> all(20, 1.0);
+  std::vector<double> some(20, 0.0);
+  std::vector<double> rest(20, 1.0);
   for (const std::size_t token : {1U, 4U, 5U, 13U}) {
-    some[token] = true;
+    some[token] = 1.0;
+    rest[token] = 0.0;
   }
-  std::vector<bool> rest = some;
-  rest.flip();
   Matrix d_gate = Matrix::Zero(4, 8);
   Matrix d_bias = Matrix::Zero(1, 4);
   for (const std::int64_t owner : {0, 1}) {
     for (const std::int64_t slice : {0, 1, 2}) {
-      d_gate += SumOf(terms.d_gate_ED(owner, slice), all);
-      d_bias += SumOf(terms.d_gate_bias_E(owner, slice), some) +
-                SumOf(terms.d_gate_bias_E(owner, slice), rest);
+      d_gate += SumOf(terms.SumFor("d_gate_ED", owner, slice), all);
+      d_bias += SumOf(terms.SumFor("d_gate_bias_E", owner, slice), some) +
+                SumOf(terms.SumFor("d_gate_bias_E", owner, slice), rest);
     }
   }
   ExpectNear(d_gate, want["d_gate_ED"].value, "d_gate_ED");
   ExpectNear(d_bias, want["d_gate_bias_E"].value, "d_gate_bias_E");
-  ExpectNear(SumOf(terms.d_shared_gate_D(0), all) + SumOf(terms.d_shared_gate_D(1), all),
+  ExpectNear(SumOf(terms.SumFor("d_shared_gate_D", 0, 0), all) +
+                 SumOf(terms.SumFor("d_shared_gate_D", 0, 1), all),
              want["d_shared_gate_D"].value, "d_shared_gate_D");
-  ExpectNear(SumOf(terms.shared().d_w1_FD, all), want["d_shared_w1_FD"].value, "d_shared_w1_FD");
-  ExpectNear(SumOf(terms.shared().d_w3_FD, all), want["d_shared_w3_FD"].value, "d_shared_w3_FD");
-  ExpectNear(SumOf(terms.shared().d_w2_DF, all), want["d_shared_w2_DF"].value, "d_shared_w2_DF");
+  ExpectNear(SumOf(terms.SumFor("d_shared_w1_FD", 0, 0), all), want["d_shared_w1_FD"].value,
+             "d_shared_w1_FD");
+  ExpectNear(SumOf(terms.SumFor("d_shared_w3_FD", 0, 0), all), want["d_shared_w3_FD"].value,
+             "d_shared_w3_FD");
+  ExpectNear(SumOf(terms.SumFor("d_shared_w2_DF", 0, 0), all), want["d_shared_w2_DF"].value,
+             "d_shared_w2_DF");
   for (const ExpertGradients& expert : experts) {
-    const ExpertSums sums = terms.OfExpert(expert.expert);
-    ExpectNear(SumOf(sums.d_w1_FD, some) + SumOf(sums.d_w1_FD, rest), expert["d_w1_EFD"].value,
-               "w1");
-    ExpectNear(SumOf(sums.d_w3_FD, all), expert["d_w3_EFD"].value, "w3");
-    ExpectNear(SumOf(sums.d_w2_DF, all), expert["d_w2_EDF"].value, "w2");
+    const auto sums = terms.OfExpert(expert.expert);
+    ExpectNear(SumOf(sums.at("d_w1_EFD"), some) + SumOf(sums.at("d_w1_EFD"), rest),
+               expert["d_w1_EFD"].value, "w1");
+    ExpectNear(SumOf(sums.at("d_w3_EFD"), all), expert["d_w3_EFD"].value, "w3");
+    ExpectNear(SumOf(sums.at("d_w2_EDF"), all), expert["d_w2_EDF"].value, "w2");
   }
 }
 
@@ -136,10 +143,18 @@ TEST(Contributions, ASliceIsWhatTheOtherHiddenUnitsLeaveOut) {
     }
   }
   const Contributions alone(step.model, step.problem, routing, {});
-  ExpectNear(whole.y_TD()[0].value_TD + whole.y_TD()[3].value_TD, alone.y_TD()[0].value_TD,
+  const std::vector<RowTerm>& terms = whole.RowsOf("y_TD");
+  ExpectNear(Total({terms[0], terms[3]}, 20), Total({alone.RowsOf("y_TD")[0]}, 20),
              "slice 0 of both owners");
-  EXPECT_EQ(whole.y_TD()[3].owner, 1);
-  EXPECT_EQ(whole.y_TD()[3].slice, 0);
+  EXPECT_EQ(terms[3].owner, 1);
+  EXPECT_EQ(terms[3].slice, 0);
+}
+
+TEST(SumOf, CountsATokensTermAsOftenAsIsAsked) {
+  const TokenSum sum = {
+      .token_N = {1, 2}, .left_NR = Matrix::Ones(2, 1), .right_NC = Matrix{{3.0, 4.0}, {5.0, 6.0}}};
+  EXPECT_EQ(SumOf(sum, std::vector<double>{9.0, 2.0, 0.0}), (Matrix{{6.0, 8.0}}));
+  EXPECT_EQ(SumOf(sum, std::vector<double>{9.0, 1.0, 2.0}), (Matrix{{13.0, 16.0}}));
 }
 
 }  // namespace

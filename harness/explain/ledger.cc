@@ -1,6 +1,12 @@
 #include "harness/explain/ledger.h"
 
 #include <algorithm>
+#include <array>
+#include <iterator>
+#include <numeric>
+
+#include "harness/base/tensor_table.h"
+#include "harness/layout/step_graph.h"
 
 namespace moe {
 namespace {
@@ -9,49 +15,34 @@ using reference::Contributions;
 using reference::Matrix;
 using reference::TokenSum;
 
-bool HasRows(const std::string& tensor) {
-  return tensor == "y_TD" || tensor == "d_x_TD";
-}
-
-bool IsShared(const std::string& tensor, const std::string& path) {
-  return path == "shared" || tensor.starts_with("d_shared_");
-}
+using Tokens = std::vector<std::int64_t>;
 
 constexpr std::int64_t kMostKept = std::int64_t{1} << 26;  // numbers, 512 MiB
 
-std::vector<bool> Union(const std::vector<std::vector<bool>>& sets,
-                        const std::vector<std::int64_t>& ranks) {
-  std::vector<bool> all(sets.front().size(), false);
+Tokens Union(const std::vector<Tokens>& sets, const std::vector<std::int64_t>& ranks) {
+  Tokens all;
   for (const std::int64_t rank : ranks) {
-    const auto& set = sets[static_cast<std::size_t>(rank)];
-    for (std::size_t token = 0; token < set.size(); ++token) {
-      all[token] = all[token] || set[token];
-    }
+    const Tokens& set = sets[static_cast<std::size_t>(rank)];
+    all.insert(all.end(), set.begin(), set.end());
   }
+  std::sort(all.begin(), all.end());
+  all.erase(std::unique(all.begin(), all.end()), all.end());
   return all;
 }
 
-std::vector<bool> Both(const std::vector<bool>& a, const std::vector<bool>& b) {
-  std::vector<bool> both(a.size());
-  for (std::size_t token = 0; token < a.size(); ++token) {
-    both[token] = a[token] && b[token];
-  }
+Tokens Both(const Tokens& a, const Tokens& b) {
+  Tokens both;
+  std::set_intersection(a.begin(), a.end(), b.begin(), b.end(), std::back_inserter(both));
   return both;
 }
 
-// Chunk `which` of `count` of the marked tokens, in their order.
-std::vector<bool> ChunkOf(const std::vector<bool>& tokens, std::int64_t count, std::int64_t which) {
-  const auto marked = std::count(tokens.begin(), tokens.end(), true);
-  const std::int64_t size = (marked + count - 1) / count;
-  std::vector<bool> chunk(tokens.size(), false);
-  std::int64_t seen = 0;
-  for (std::size_t token = 0; token < tokens.size(); ++token) {
-    if (tokens[token]) {
-      chunk[token] = seen / size == which;
-      ++seen;
-    }
-  }
-  return chunk;
+// Chunk `which` of `count` of the tokens, in their order.
+Tokens ChunkOf(const Tokens& tokens, std::int64_t count, std::int64_t which) {
+  const std::int64_t size = (std::ssize(tokens) + count - 1) / count;
+  const auto at = [&](std::int64_t chunk) {
+    return tokens.begin() + std::min(std::ssize(tokens), chunk * size);
+  };
+  return {at(which), at(which + 1)};
 }
 
 // Equal runs of neighbours, as ranks of an axis have them: index -> part.
@@ -69,21 +60,16 @@ std::int64_t EvenCount(std::int64_t indices, std::int64_t parts) {
 }
 
 // The rows that a rank has of the layer's input or output.
-std::vector<bool> RowsOfRank(const Manifest& manifest, std::int64_t rank) {
-  std::vector<bool> rows(static_cast<std::size_t>(manifest.model.tokens), false);
-  for (const char* name : {"y_TD", "d_x_TD", "x_TD", "d_y_TD"}) {
-    if (manifest.tensors.contains(name)) {
-      const Slice slice = SliceOf(manifest, name, rank);
-      for (const std::int64_t token : slice.index[0]) {
-        rows[static_cast<std::size_t>(token)] = true;
-      }
-      return rows;
-    }
-  }
-  for (const std::int64_t token :
-       TokensOf(manifest.model, manifest.layout, rank, manifest.layout.sp)) {
-    rows[static_cast<std::size_t>(token)] = true;
-  }
+Tokens RowsOfRank(const Manifest& manifest, std::int64_t rank) {
+  const std::array<const char*, 4> dumped = {tensor::y_TD, tensor::d_x_TD, tensor::x_TD,
+                                             tensor::d_y_TD};
+  const auto* const name = std::find_if(dumped.begin(), dumped.end(), [&](const char* one) {
+    return manifest.tensors.contains(one);
+  });
+  Tokens rows = name != dumped.end()
+                    ? SliceOf(manifest, *name, rank).index[0]
+                    : TokensOf(manifest.model, manifest.layout, rank, manifest.layout.sp);
+  std::sort(rows.begin(), rows.end());
   return rows;
 }
 
@@ -96,6 +82,15 @@ void Append(const Matrix& matrix, const Slice& slice, std::vector<double>& out) 
       out.push_back(matrix(row, column));
     }
   }
+}
+
+bool Has(const std::vector<Dim>& dims, Dim dim) {
+  return std::find(dims.begin(), dims.end(), dim) != dims.end();
+}
+
+// The path that a text of PathsOf stands for: one of several, or the only one.
+Path PathOf(const TensorRow& tensor, const std::string& text) {
+  return PathFromText(text).value_or(tensor.paths.empty() ? Path::kRouted : tensor.paths.front());
 }
 
 }  // namespace
@@ -147,33 +142,31 @@ Ledger::Ledger(const Manifest& manifest, const reference::Problem& problem,
 }
 
 bool Ledger::IsAffordable() const {
-  constexpr std::int64_t kMostRanks = 512;
   constexpr std::int64_t kMostNumbers = std::int64_t{1} << 29;  // 4 GiB
-  // y_TD routed and shared, d_x_TD along three paths: one [T, D] for every part.
+  // Rows of y_TD routed and shared, of d_x_TD along three paths: for every slice of hidden units
+  // those of the tokens that chose an owner's experts, at most top_k owners for each.
   const Model& model = manifest_.model;
-  const std::int64_t routed = is_folded_ ? owners_ * slices_ : std::max(owners_, slices_);
+  const std::int64_t routed = std::min(owners_, model.top_k) * slices_;
   const std::int64_t parts = 3 * routed + 2 * shared_slices_;
-  return manifest_.WorldSize() <= kMostRanks &&
-         model.tokens * model.d_model <= kMostNumbers / parts;
+  return model.tokens * model.d_model <= kMostNumbers / parts;
 }
 
 bool Ledger::Knows(const std::string& tensor) const {
-  const auto results = ResultsOf(manifest_.model);
-  return tensor == "tokens_per_expert_E" ||
-         std::any_of(results.begin(), results.end(),
-                     [&](const TensorInfo& info) { return info.name == tensor; });
+  const TensorRow* row = FindTensor(tensor);
+  return row != nullptr && row->IsIn(manifest_.model) &&
+         (row->IsResult() || row->role == Role::kCount);
 }
 
 std::vector<std::string> Ledger::PathsOf(const std::string& tensor) const {
-  if (!HasRows(tensor)) {
+  const TensorRow& row = TensorOf(tensor);
+  if (row.paths.size() < 2) {
     return {""};
   }
-  std::vector<std::string> paths = {"routed"};
-  if (tensor == "d_x_TD") {
-    paths.emplace_back("gate");
-  }
-  if (manifest_.model.d_shared > 0) {
-    paths.emplace_back("shared");
+  std::vector<std::string> paths;
+  for (const Path path : row.paths) {
+    if (path != Path::kShared || manifest_.model.d_shared > 0) {
+      paths.emplace_back(ToText(path));
+    }
   }
   return paths;
 }
@@ -182,7 +175,19 @@ std::int64_t Ledger::Coordinate(std::int64_t rank, Axis axis) const {
   return manifest_.meshes.With(axis).Coordinate(rank, axis);
 }
 
-const std::vector<bool>& Ledger::RoutedTokens(Spread spread, std::int64_t rank) const {
+bool Ledger::SplitsByOwner(Spread spread) const {
+  return spread == Spread::kOwners || spread == Spread::kUngatheredOwners ||
+         (spread == Spread::kEtpSlices && owners_ > 1);
+}
+
+bool Ledger::SplitsBySlice(Spread spread) const {
+  return spread == Spread::kHiddenUnits || spread == Spread::kEtpSlices ||
+         spread == Spread::kUngatheredSlices ||
+         (spread == Spread::kUngatheredTokens && slices_hidden_);
+}
+
+// Where the routed experts are concerned.
+const Tokens& Ledger::RoutedTokens(Spread spread, std::int64_t rank) const {
   const auto r = static_cast<std::size_t>(rank);
   switch (spread) {
     case Spread::kHiddenUnits:
@@ -203,67 +208,81 @@ const std::vector<bool>& Ledger::RoutedTokens(Spread spread, std::int64_t rank) 
   return own_[r];
 }
 
-Ledger::Parts Ledger::PartsOf(Spread spread, const std::string& tensor, const std::string& path,
-                              std::int64_t source) const {
+Tokens Ledger::TokensOfShare(Spread spread, const TensorRow& tensor, Path path,
+                             std::int64_t source) const {
   const auto r = static_cast<std::size_t>(source);
   const bool ungathered = spread == Spread::kUngatheredTokens;
-  Parts parts;
-  if (tensor == "tokens_per_expert_E") {
-    parts.in_T = own_[r];
-    return parts;
+  if (tensor.role == Role::kCount) {
+    return own_[r];
   }
   if (spread == Spread::kSources) {
-    parts.in_T = slices_hidden_ ? tp_[r] : flat_ != own_ ? flat_[r] : own_[r];
-    return parts;
+    return slices_hidden_ ? tp_[r] : flat_[r];
   }
-  if (IsExpertWeight(tensor)) {
+  if (tensor.mesh == MeshKind::kExpert) {
     // An expert sees what the ranks that share its edp coordinate send it.
     const Mesh& expert = manifest_.meshes.expert;
-    if (ungathered) {
-      const auto senders = expert.GroupOf(
-          source, slices_hidden_ ? std::vector{Axis::kEp} : std::vector{Axis::kEp, Axis::kEtp});
-      parts.in_T.assign(own_[r].size(), false);
-      for (const std::int64_t sender : senders) {
-        const auto s = static_cast<std::size_t>(sender);
-        const auto sent = slices_hidden_ ? own_[s] : Both(own_[s], flat_[s]);
-        std::transform(sent.begin(), sent.end(), parts.in_T.begin(), parts.in_T.begin(),
-                       std::logical_or<>());
-      }
-      return parts;
+    if (!ungathered) {
+      return Union(spread == Spread::kFlatTokens    ? flat_
+                   : spread == Spread::kHiddenUnits ? tp_
+                                                    : own_,
+                   expert.GroupOf(source, {Axis::kEp, Axis::kEtp}));
     }
-    parts.in_T = Union(spread == Spread::kFlatTokens    ? flat_
-                       : spread == Spread::kHiddenUnits ? tp_
-                                                        : own_,
-                       expert.GroupOf(source, {Axis::kEp, Axis::kEtp}));
-    return parts;
-  }
-  if (IsShared(tensor, path)) {
-    // The shared experts have all tokens of the tp group and a slice of the hidden units.
-    parts.in_T = ungathered ? own_[r] : tp_[r];
-    if (shared_slices_ > 1 && !tensor.starts_with("d_shared_w")) {
-      parts.shared_slice = Coordinate(source, Axis::kTp);
+    Tokens all;
+    for (const std::int64_t sender :
+         expert.GroupOf(source, slices_hidden_ ? std::vector{Axis::kEp}
+                                               : std::vector{Axis::kEp, Axis::kEtp})) {
+      const auto s = static_cast<std::size_t>(sender);
+      const Tokens sent = slices_hidden_ ? own_[s] : Both(own_[s], flat_[s]);
+      all.insert(all.end(), sent.begin(), sent.end());
     }
-    return parts;
+    std::sort(all.begin(), all.end());
+    all.erase(std::unique(all.begin(), all.end()), all.end());
+    return all;
   }
-  parts.in_T =
-      ungathered && !slices_hidden_ ? Both(own_[r], flat_[r]) : RoutedTokens(spread, source);
-  const bool of_etp = spread == Spread::kEtpSlices || spread == Spread::kUngatheredSlices;
-  if (spread == Spread::kHiddenUnits || of_etp || (ungathered && slices_hidden_)) {
-    parts.slice = Coordinate(source, Axis::kEtp);
+  if (path == Path::kShared) {
+    return ungathered ? own_[r] : tp_[r];
   }
-  if (spread == Spread::kOwners || spread == Spread::kUngatheredOwners ||
-      (spread == Spread::kEtpSlices && owners_ > 1)) {
-    parts.owner = Coordinate(source, Axis::kEp);
+  return ungathered && !slices_hidden_ ? Both(own_[r], flat_[r]) : RoutedTokens(spread, source);
+}
+
+const std::vector<Dim>& Ledger::TermsOf(const TensorRow& tensor, Path path) const {
+  const auto key = std::pair(tensor.name, path);
+  const auto found = terms_of_.find(key);
+  return found != terms_of_.end()
+             ? found->second
+             : terms_of_.emplace(key, moe::TermsOf(tensor.name, path, manifest_.model))
+                   .first->second;
+}
+
+// What the terms of the tensor are cut along, as far as this spread cuts them so.
+Ledger::Work Ledger::WorkOf(Spread spread, const TensorRow& tensor, Path path,
+                            std::int64_t source) const {
+  Work work;
+  if (tensor.role == Role::kCount || spread == Spread::kSources) {
+    return work;
   }
-  return parts;
+  const std::vector<Dim>& terms = TermsOf(tensor, path);
+  if (Has(terms, Dim::kE) && SplitsByOwner(spread)) {
+    work.owner = Coordinate(source, Axis::kEp);
+  }
+  if (Has(terms, Dim::kF) && SplitsBySlice(spread)) {
+    work.slice = Coordinate(source, Axis::kEtp);
+  }
+  if (Has(terms, Dim::kS) && shared_slices_ > 1) {
+    work.shared_slice = Coordinate(source, Axis::kTp);
+  }
+  return work;
 }
 
 std::vector<bool> Ledger::TokensOf(Spread spread, const std::string& tensor,
                                    const std::vector<std::int64_t>& sources) const {
-  std::vector<bool> all(own_.front().size(), false);
+  const TensorRow& row = TensorOf(tensor);
+  const Path path = PathOf(row, PathsOf(tensor).front());
+  std::vector<bool> all(static_cast<std::size_t>(manifest_.model.tokens), false);
   for (const std::int64_t source : sources) {
-    const auto in_T = PartsOf(spread, tensor, PathsOf(tensor).front(), source).in_T;
-    std::transform(all.begin(), all.end(), in_T.begin(), all.begin(), std::logical_or<>());
+    for (const std::int64_t token : TokensOfShare(spread, row, path, source)) {
+      all[static_cast<std::size_t>(token)] = true;
+    }
   }
   return all;
 }
@@ -284,7 +303,28 @@ double Ledger::SlotsOf(const std::vector<bool>& in_T,
 
 std::vector<double> Ledger::Share(Spread spread, const std::string& tensor, const std::string& path,
                                   std::int64_t source, const Slice& slice) {
-  return Read(tensor, path, PartsOf(spread, tensor, path, source), slice);
+  return Shares(spread, tensor, path, {{source, 1.0}}, slice);
+}
+
+std::vector<double> Ledger::Shares(Spread spread, const std::string& tensor,
+                                   const std::string& path, const SumTable::Row& sources,
+                                   const Slice& slice) {
+  const TensorRow& row = TensorOf(tensor);
+  const Path along = PathOf(row, path);
+  std::map<Work, std::vector<double>> times;  // of each token
+  for (const SumTable::Held& held : sources) {
+    std::vector<double>& times_T = times[WorkOf(spread, row, along, held.source)];
+    times_T.resize(static_cast<std::size_t>(manifest_.model.tokens), 0.0);
+    for (const std::int64_t token : TokensOfShare(spread, row, along, held.source)) {
+      times_T[static_cast<std::size_t>(token)] += held.times;
+    }
+  }
+  std::vector<double> values(static_cast<std::size_t>(NumElements(slice.LocalShape())), 0.0);
+  for (auto& [work, times_T] : times) {
+    const std::vector<double> part = Read(row, along, {std::move(times_T), work}, slice);
+    std::transform(values.begin(), values.end(), part.begin(), values.begin(), std::plus<>());
+  }
+  return values;
 }
 
 bool Ledger::SendsTo(std::int64_t source, std::int64_t holder) const {
@@ -292,30 +332,26 @@ bool Ledger::SendsTo(std::int64_t source, std::int64_t holder) const {
 }
 
 bool Ledger::MayLeakSlots(const std::string& tensor) const {
-  const bool is_of_gate = tensor.starts_with("d_gate") || tensor == "d_x_TD";
+  const auto paths = TensorOf(tensor).paths;
+  const bool is_of_gate = std::any_of(paths.begin(), paths.end(), [](Path path) {
+    return path == Path::kGate || path == Path::kScores;
+  });
   return is_of_gate && manifest_.layout.tp > 1 && !slices_hidden_;
 }
 
 std::vector<double> Ledger::WithLeakedSlots(const std::string& tensor, const Slice& slice) {
   if (!leaked_) {
     const Mesh& dense = manifest_.meshes.dense;
-    std::vector<std::vector<std::int64_t>> tokens_T(own_.front().size());
+    std::vector<std::vector<std::int64_t>> tokens_T(
+        static_cast<std::size_t>(manifest_.model.tokens));
     for (std::int64_t rank = 0; rank < dense.WorldSize(); ++rank) {
       // The tokens of the rank's part in order, and those at the same places of the other parts.
       const auto group = dense.GroupOf(rank, {Axis::kTp});
-      std::vector<std::vector<std::int64_t>> parts;
-      for (const std::int64_t member : group) {
-        auto& part = parts.emplace_back();
-        const auto& has = flat_[static_cast<std::size_t>(member)];
-        for (std::size_t token = 0; token < has.size(); ++token) {
-          if (has[token]) {
-            part.push_back(static_cast<std::int64_t>(token));
-          }
-        }
-      }
-      for (std::size_t place = 0; group.front() == rank && place < parts.front().size(); ++place) {
+      for (std::size_t place = 0;
+           group.front() == rank && place < flat_[static_cast<std::size_t>(rank)].size(); ++place) {
         std::vector<std::int64_t> alike;
-        for (const auto& part : parts) {
+        for (const std::int64_t member : group) {
+          const Tokens& part = flat_[static_cast<std::size_t>(member)];
           if (place < part.size()) {
             alike.push_back(part[place]);
           }
@@ -328,73 +364,71 @@ std::vector<double> Ledger::WithLeakedSlots(const std::string& tensor, const Sli
     leaked_ = Terms(/*by_owner=*/false, /*by_slice=*/true).GateWithScoresOf(tokens_T);
   }
   std::vector<double> values;
-  if (tensor == "d_x_TD") {
-    for (const std::int64_t token : slice.index[0]) {
-      for (const std::int64_t column : slice.index[1]) {
-        values.push_back(leaked_->d_x_TD(token, column));
-      }
-    }
-    for (const std::string& path : PathsOf(tensor)) {
-      if (path != "gate") {
-        const auto part = Whole(tensor, path, slice);
-        std::transform(values.begin(), values.end(), part.begin(), values.begin(), std::plus<>());
-      }
-    }
+  if (!TensorOf(tensor).HasRows()) {
+    const std::vector<double> once(static_cast<std::size_t>(manifest_.model.tokens), 1.0);
+    Append(SumOf(leaked_->sums.at(tensor), once), slice, values);
     return values;
   }
-  const std::vector<bool> all(own_.front().size(), true);
-  Append(SumOf(tensor == "d_gate_ED" ? leaked_->d_gate_ED : leaked_->d_gate_bias_E, all), slice,
-         values);
+  for (const std::int64_t token : slice.index[0]) {
+    for (const std::int64_t column : slice.index[1]) {
+      values.push_back(leaked_->d_x_TD(token, column));
+    }
+  }
+  for (const std::string& path : PathsOf(tensor)) {
+    if (PathFromText(path) != Path::kGate) {
+      const auto part = Whole(tensor, path, slice);
+      std::transform(values.begin(), values.end(), part.begin(), values.begin(), std::plus<>());
+    }
+  }
   return values;
 }
 
 std::vector<double> Ledger::Whole(const std::string& tensor, const std::string& path,
                                   const Slice& slice) {
-  return Read(tensor, path, {.in_T = std::vector<bool>(own_.front().size(), true)}, slice);
+  const TensorRow& row = TensorOf(tensor);
+  return Read(
+      row, PathOf(row, path),
+      {.times_T = std::vector<double>(static_cast<std::size_t>(manifest_.model.tokens), 1.0)},
+      slice);
 }
 
-std::vector<double> Ledger::Read(const std::string& tensor, const std::string& path,
-                                 const Parts& parts, const Slice& slice) {
+std::vector<double> Ledger::Read(const TensorRow& tensor, Path path, const Parts& parts,
+                                 const Slice& slice) {
   std::vector<double> values;
   values.reserve(static_cast<std::size_t>(NumElements(slice.LocalShape())));
-  if (!HasRows(tensor)) {
-    if (!IsExpertWeight(tensor)) {
-      Append(Gradient(tensor, 0, parts), slice, values);
-      return values;
-    }
-    for (const std::int64_t expert : slice.index[0]) {
+  if (!tensor.HasRows()) {
+    const Tokens whole = {0};
+    for (const std::int64_t expert : tensor.mesh == MeshKind::kExpert ? slice.index[0] : whole) {
       Append(Gradient(tensor, expert, parts), slice, values);
     }
     return values;
   }
-  const Contributions& terms = TermsFor(parts);
-  const reference::Path along = path == "gate"     ? reference::Path::kGate
-                                : path == "shared" ? reference::Path::kShared
-                                                   : reference::Path::kRouted;
-  std::vector<const Matrix*> included;
-  for (const reference::RowTerm& term : tensor == "y_TD" ? terms.y_TD() : terms.d_x_TD()) {
-    const std::int64_t wanted =
-        along == reference::Path::kShared ? parts.shared_slice : parts.slice;
-    if (term.path == along && (wanted < 0 || wanted == term.slice) &&
-        (parts.owner < 0 || along == reference::Path::kShared || parts.owner == term.owner)) {
-      included.push_back(&term.value_TD);
+  values.assign(values.capacity(), 0.0);
+  for (const reference::RowTerm& term : TermsFor(parts.work).RowsOf(tensor.name)) {
+    const bool is_shared = path == Path::kShared;
+    const std::int64_t wanted = is_shared ? parts.work.shared_slice : parts.work.slice;
+    if (term.path != path || (wanted >= 0 && wanted != term.slice) ||
+        (parts.work.owner >= 0 && !is_shared && parts.work.owner != term.owner)) {
+      continue;
     }
-  }
-  for (const std::int64_t token : slice.index[0]) {
-    const bool has = parts.in_T[static_cast<std::size_t>(token)];
-    for (const std::int64_t column : slice.index[1]) {
-      double sum = 0.0;
-      for (const Matrix* term : included) {
-        sum += has ? (*term)(token, column) : 0.0;
+    std::size_t at = 0;
+    for (const std::int64_t token : slice.index[0]) {
+      const double times = parts.times_T[static_cast<std::size_t>(token)];
+      const auto row = std::lower_bound(term.token_N.begin(), term.token_N.end(), token);
+      if (times == 0.0 || row == term.token_N.end() || *row != token) {
+        at += slice.index[1].size();
+        continue;
       }
-      values.push_back(sum);
+      for (const std::int64_t column : slice.index[1]) {
+        values[at++] += times * term.value_ND(row - term.token_N.begin(), column);
+      }
     }
   }
   return values;
 }
 
-const Matrix& Ledger::Gradient(const std::string& tensor, std::int64_t expert, const Parts& parts) {
-  const auto key = std::make_tuple(tensor, expert, parts);
+const Matrix& Ledger::Gradient(const TensorRow& tensor, std::int64_t expert, const Parts& parts) {
+  const auto key = std::make_tuple(tensor.name, expert, parts);
   if (const auto found = gradients_.find(key); found != gradients_.end()) {
     return found->second;
   }
@@ -404,50 +438,34 @@ const Matrix& Ledger::Gradient(const std::string& tensor, std::int64_t expert, c
     expert_terms_.clear();
     kept_ = 0;
   }
-  kept_ += gradient.size();
+  kept_ += gradient.size() + std::ssize(parts.times_T);
   return gradients_.emplace(key, std::move(gradient)).first->second;
 }
 
-Matrix Ledger::MakeGradient(const std::string& tensor, std::int64_t expert, const Parts& parts) {
-  if (tensor == "tokens_per_expert_E") {
+Matrix Ledger::MakeGradient(const TensorRow& tensor, std::int64_t expert, const Parts& parts) {
+  if (tensor.role == Role::kCount) {
     Matrix counts = Matrix::Zero(1, manifest_.model.experts);
     for (Eigen::Index token = 0; token < routing_.topk_expert_TK.rows(); ++token) {
-      for (Eigen::Index slot = 0; slot < routing_.topk_expert_TK.cols(); ++slot) {
-        counts(0, routing_.topk_expert_TK(token, slot)) +=
-            parts.in_T[static_cast<std::size_t>(token)] ? 1.0 : 0.0;
+      for (const std::int64_t chosen : routing_.topk_expert_TK.row(token)) {
+        counts(0, chosen) += parts.times_T[static_cast<std::size_t>(token)];
       }
     }
     return counts;
   }
-  if (IsExpertWeight(tensor)) {
-    const reference::ExpertSums& sums = ExpertTerms(expert);
-    return SumOf(tensor == "d_w1_EFD"   ? sums.d_w1_FD
-                 : tensor == "d_w3_EFD" ? sums.d_w3_FD
-                                        : sums.d_w2_DF,
-                 parts.in_T);
+  if (tensor.mesh == MeshKind::kExpert) {
+    return SumOf(ExpertTerms(tensor, expert), parts.times_T);
   }
-  const Contributions& terms = TermsFor(parts);
-  if (tensor.starts_with("d_shared_w")) {
-    return SumOf(tensor == "d_shared_w1_FD"   ? terms.shared().d_w1_FD
-                 : tensor == "d_shared_w3_FD" ? terms.shared().d_w3_FD
-                                              : terms.shared().d_w2_DF,
-                 parts.in_T);
-  }
-  const bool of_shared = tensor == "d_shared_gate_D";
-  const std::int64_t owners = of_shared || parts.owner < 0 ? 1 : owners_;
-  const bool is_whole = parts.owner >= 0 && parts.slice < 0;
-  const std::int64_t slices = of_shared ? shared_slices_ : is_whole ? 1 : slices_;
-  const std::int64_t wanted = of_shared ? parts.shared_slice : parts.slice;
+  const std::vector<Dim>& dims = TermsOf(tensor, tensor.paths.front());
+  const Contributions& terms = TermsFor(parts.work);
+  const bool by_owner = Has(dims, Dim::kE) && parts.work.owner >= 0;
+  const bool by_slice = Has(dims, Dim::kF) && (parts.work.owner < 0 || parts.work.slice >= 0);
+  const std::int64_t slices = by_slice ? slices_ : Has(dims, Dim::kS) ? shared_slices_ : 1;
+  const std::int64_t wanted = Has(dims, Dim::kS) ? parts.work.shared_slice : parts.work.slice;
   Matrix sum;
-  for (std::int64_t owner = 0; owner < owners; ++owner) {
-    for (std::int64_t slice = 0; slice < slices; ++slice) {
-      if ((owners > 1 && owner != parts.owner) || (wanted >= 0 && slice != wanted)) {
-        continue;
-      }
-      const TokenSum& part = of_shared               ? terms.d_shared_gate_D(slice)
-                             : tensor == "d_gate_ED" ? terms.d_gate_ED(owner, slice)
-                                                     : terms.d_gate_bias_E(owner, slice);
-      const Matrix value = SumOf(part, parts.in_T);
+  for (std::int64_t slice = 0; slice < slices; ++slice) {
+    if (wanted < 0 || slice == wanted) {
+      const Matrix value =
+          SumOf(terms.SumFor(tensor.name, by_owner ? parts.work.owner : 0, slice), parts.times_T);
       sum = sum.size() == 0 ? value : Matrix(sum + value);
     }
   }
@@ -455,8 +473,8 @@ Matrix Ledger::MakeGradient(const std::string& tensor, std::int64_t expert, cons
 }
 
 // A tensor's terms need not be split by slice where its shares are those of owners.
-const Contributions& Ledger::TermsFor(const Parts& parts) {
-  return Terms(parts.owner >= 0, parts.owner < 0 || parts.slice >= 0);
+const Contributions& Ledger::TermsFor(const Work& work) {
+  return Terms(work.owner >= 0, work.owner < 0 || work.slice >= 0);
 }
 
 const Contributions& Ledger::Terms(bool by_owner, bool by_slice) {
@@ -476,15 +494,17 @@ const Contributions& Ledger::Terms(bool by_owner, bool by_slice) {
   return *terms;
 }
 
-const reference::ExpertSums& Ledger::ExpertTerms(std::int64_t expert) {
-  if (const auto found = expert_terms_.find(expert); found != expert_terms_.end()) {
-    return found->second;
+const TokenSum& Ledger::ExpertTerms(const TensorRow& tensor, std::int64_t expert) {
+  auto found = expert_terms_.find(expert);
+  if (found == expert_terms_.end()) {
+    found =
+        expert_terms_.emplace(expert, Terms(/*by_owner=*/false, /*by_slice=*/true).OfExpert(expert))
+            .first;
+    for (const auto& [name, sum] : found->second) {
+      kept_ += sum.left_NR.size() + sum.right_NC.size();
+    }
   }
-  reference::ExpertSums sums = Terms(/*by_owner=*/false, /*by_slice=*/true).OfExpert(expert);
-  for (const TokenSum* sum : {&sums.d_w1_FD, &sums.d_w3_FD, &sums.d_w2_DF}) {
-    kept_ += sum->left_NR.size() + sum->right_NC.size();
-  }
-  return expert_terms_.emplace(expert, std::move(sums)).first->second;
+  return found->second.at(std::string(tensor.name));
 }
 
 }  // namespace moe

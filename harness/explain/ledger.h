@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "harness/dump/manifest.h"
+#include "harness/explain/sum_table.h"
 #include "reference/contributions.h"
 
 namespace moe {
@@ -42,8 +43,7 @@ class Ledger {
   Ledger(const Manifest& manifest, const reference::Problem& problem,
          const reference::Routing& routing);
 
-  // Whether its terms and the tables of who holds what fit in memory; nothing else may be asked of
-  // one that does not.
+  // Whether its terms fit in memory; nothing else may be asked of one whose do not.
   bool IsAffordable() const;
 
   // Those that make sense under the manifest's layout.
@@ -59,6 +59,12 @@ class Ledger {
   // The share of rank `source` along `path`, at the places `slice` (global indices), row-major.
   std::vector<double> Share(Spread spread, const std::string& tensor, const std::string& path,
                             std::int64_t source, const Slice& slice);
+
+  // The shares of several ranks, each as often as is said, added up: as the share of one whose
+  // tokens and parts are all of theirs, so that it costs as much for thousands of ranks as for a
+  // few.
+  std::vector<double> Shares(Spread spread, const std::string& tensor, const std::string& path,
+                             const SumTable::Row& sources, const Slice& slice);
 
   // Whether rank `source` sends rows to the experts of rank `holder`: under tensor-parallel experts
   // that all have the same rows, only to those of its own slice.
@@ -80,29 +86,39 @@ class Ledger {
   double SlotsOf(const std::vector<bool>& in_T, const std::vector<std::int64_t>& experts) const;
 
  private:
-  // What a share is made of.
-  struct Parts {
-    std::vector<bool> in_T;
+  using Tokens = std::vector<std::int64_t>;  // ascending
+
+  // A part of the work on some tokens.
+  struct Work {
     std::int64_t owner = -1;  // -1: all
     std::int64_t slice = -1;
     std::int64_t shared_slice = -1;
+    auto operator<=>(const Work&) const = default;
+  };
+  // What a share is made of: tokens, each so many times, and a part of the work on them.
+  struct Parts {
+    std::vector<double> times_T;
+    Work work;
     auto operator<=>(const Parts&) const = default;
   };
 
-  Parts PartsOf(Spread spread, const std::string& tensor, const std::string& path,
-                std::int64_t source) const;
-  std::vector<double> Read(const std::string& tensor, const std::string& path, const Parts& parts,
+  Tokens TokensOfShare(Spread spread, const TensorRow& tensor, Path path,
+                       std::int64_t source) const;
+  const Tokens& RoutedTokens(Spread spread, std::int64_t rank) const;
+  bool SplitsByOwner(Spread spread) const;
+  bool SplitsBySlice(Spread spread) const;
+  const std::vector<Dim>& TermsOf(const TensorRow& tensor, Path path) const;
+  Work WorkOf(Spread spread, const TensorRow& tensor, Path path, std::int64_t source) const;
+
+  std::vector<double> Read(const TensorRow& tensor, Path path, const Parts& parts,
                            const Slice& slice);
-  const reference::Matrix& Gradient(const std::string& tensor, std::int64_t expert,
+  const reference::Matrix& Gradient(const TensorRow& tensor, std::int64_t expert,
                                     const Parts& parts);
-  reference::Matrix MakeGradient(const std::string& tensor, std::int64_t expert,
-                                 const Parts& parts);
+  reference::Matrix MakeGradient(const TensorRow& tensor, std::int64_t expert, const Parts& parts);
   const reference::Contributions& Terms(bool by_owner, bool by_slice);
-  const reference::Contributions& TermsFor(const Parts& parts);
-  const reference::ExpertSums& ExpertTerms(std::int64_t expert);
+  const reference::Contributions& TermsFor(const Work& work);
+  const reference::TokenSum& ExpertTerms(const TensorRow& tensor, std::int64_t expert);
   std::int64_t Coordinate(std::int64_t rank, Axis axis) const;
-  // Tokens of rank `rank` where the routed experts are concerned.
-  const std::vector<bool>& RoutedTokens(Spread spread, std::int64_t rank) const;
 
   const Manifest& manifest_;
   const reference::Problem& problem_;
@@ -111,18 +127,19 @@ class Ledger {
   std::int64_t owners_;  // parts that the axes cut evenly; 1 where they do not
   std::int64_t slices_;
   std::int64_t shared_slices_;
-  bool slices_hidden_;                   // etp = tp > 1: tp has all tokens, slices of hidden units
-  bool is_folded_;                       // etp has slices of hidden units, and other tokens each
-  std::vector<std::vector<bool>> own_;   // tokens by rank: its rows,
-  std::vector<std::vector<bool>> tp_;    // those of its tp group,
-  std::vector<std::vector<bool>> flat_;  // its part of these in order,
-  std::vector<std::vector<bool>> ep_;    // those of its ep group,
-  std::vector<std::vector<bool>> sent_;  // those that its ep * etp group sends to the experts
+  bool slices_hidden_;        // etp = tp > 1: tp has all tokens, slices of hidden units
+  bool is_folded_;            // etp has slices of hidden units, and other tokens each
+  std::vector<Tokens> own_;   // tokens by rank: its rows,
+  std::vector<Tokens> tp_;    // those of its tp group,
+  std::vector<Tokens> flat_;  // its part of these in order,
+  std::vector<Tokens> ep_;    // those of its ep group,
+  std::vector<Tokens> sent_;  // those that its ep * etp group sends to the experts
+  mutable std::map<std::pair<std::string_view, Path>, std::vector<Dim>> terms_of_;
   // Split by owner, by slice, or both.
   std::map<std::pair<bool, bool>, std::unique_ptr<reference::Contributions>> terms_;
   std::optional<reference::Contributions::GatePart> leaked_;
-  std::map<std::int64_t, reference::ExpertSums> expert_terms_;
-  std::map<std::tuple<std::string, std::int64_t, Parts>, reference::Matrix> gradients_;
+  std::map<std::int64_t, std::map<std::string, reference::TokenSum>> expert_terms_;
+  std::map<std::tuple<std::string_view, std::int64_t, Parts>, reference::Matrix> gradients_;
   std::int64_t kept_ = 0;  // numbers in the two maps above
 };
 

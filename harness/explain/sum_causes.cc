@@ -5,11 +5,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <memory>
 #include <utility>
 
 #include "harness/base/tensor_table.h"
 #include "harness/explain/costs.h"
+#include "harness/layout/step_graph.h"
 #include "harness/measure/norms.h"
 
 namespace moe {
@@ -39,6 +41,15 @@ std::vector<std::vector<bool>> ProperSubsetsOf(std::size_t count) {
   return subsets;
 }
 
+// Whether the work that the tensor comes of is cut along `dim` on some path.
+bool HasTermsAlong(const Suspect& suspect, Dim dim) {
+  const auto paths = TensorOf(suspect.name()).paths;
+  return std::any_of(paths.begin(), paths.end(), [&](Path path) {
+    const auto terms = TermsOf(suspect.name(), path, suspect.manifest().model);
+    return std::find(terms.begin(), terms.end(), dim) != terms.end();
+  });
+}
+
 bool IsOfSlices(Spread spread) {
   return spread == Spread::kEtpSlices || spread == Spread::kUngatheredSlices;
 }
@@ -47,6 +58,24 @@ bool IsOfSlices(Spread spread) {
 bool AddsUpByItself(Spread spread) {
   return spread != Spread::kUngatheredTokens && spread != Spread::kUngatheredOwners &&
          spread != Spread::kUngatheredSlices;
+}
+
+// What the one row holds more often than the other.
+SumTable::Row Difference(const SumTable::Row& held, const SumTable::Row& right) {
+  std::map<std::int64_t, double> times;
+  for (const auto& [source, of_source] : held) {
+    times[source] += of_source;
+  }
+  for (const auto& [source, of_source] : right) {
+    times[source] -= of_source;
+  }
+  SumTable::Row difference;
+  for (const auto& [source, of_source] : times) {
+    if (of_source != 0.0) {
+      difference.push_back({source, of_source});
+    }
+  }
+  return difference;
 }
 
 }  // namespace
@@ -61,8 +90,7 @@ SumCauses::SumCauses(const Suspect& suspect, const StepContract* contract)
 // since a sum over an axis that shares do not differ on would have counted them twice. A spread of
 // shares that never add up goes with the sums of the first that does.
 void SumCauses::FindPlans() {
-  const std::string& name = suspect_.name();
-  const bool has_owners = !IsExpertWeight(name) && !name.starts_with("d_shared_");
+  const bool has_owners = HasTermsAlong(suspect_, Dim::kE);
   for (const Spread spread : suspect_.ledger().spreads()) {
     if (IsOfSlices(spread)) {
       FindPlanOfSlices(spread);
@@ -137,7 +165,8 @@ bool SumCauses::AddsUp(const Plan& plan) const {
     const Piece& piece = suspect_.Load(index);
     const double norm = Norm(piece.want);
     Shares shares{.piece = &piece, .spread = plan.spread};
-    const auto predicted = Predict(shares, plan, right, right, all);
+    const SumTable::Row row = right.RowOf(HolderOf(piece));
+    const auto predicted = Predict(shares, plan, row, row, all);
     if (!predicted || Distance(*predicted, piece.want) > 1e-9 * norm) {
       return false;
     }
@@ -169,7 +198,13 @@ std::vector<Axis> SumCauses::InOrder(std::vector<Axis> sums) const {
 std::vector<std::vector<bool>> PathSubsetsOf(const Suspect& suspect, const StepContract* contract) {
   const std::size_t paths = suspect.ledger().PathsOf(suspect.name()).size();
   std::vector<std::vector<bool>> subsets = {std::vector<bool>(paths, true)};
-  const bool only_whole = contract != nullptr && contract->Find("d_routed_TD") == nullptr;
+  // A known program that sums nothing inside the step, on the mesh of the rows, has whole sums
+  // only.
+  const bool only_whole = contract != nullptr &&
+                          std::none_of(contract->tensors.begin(), contract->tensors.end(),
+                                       [](const ContractTensor& inside) {
+                                         return !inside.result && inside.mesh == MeshKind::kDense;
+                                       });
   if (suspect.name() != tensor::d_x_TD || only_whole) {
     return subsets;
   }
@@ -181,8 +216,7 @@ std::vector<std::vector<bool>> PathSubsetsOf(const Suspect& suspect, const StepC
 
 std::vector<std::vector<bool>> PathSubsetsOfEtp(const Suspect& suspect) {
   const std::string& name = suspect.name();
-  const bool has_sums = name == "y_TD" || name == "d_x_TD" || name.starts_with("d_gate");
-  if (!suspect.manifest().layout.IsFolded() || !has_sums) {
+  if (!suspect.manifest().layout.IsFolded() || !HasTermsAlong(suspect, Dim::kF)) {
     return {};
   }
   const std::vector<std::string> paths = suspect.ledger().PathsOf(name);
@@ -191,7 +225,7 @@ std::vector<std::vector<bool>> PathSubsetsOfEtp(const Suspect& suspect) {
     subsets.push_back(std::move(subset));
   }
   std::erase_if(subsets, [&](const std::vector<bool>& subset) {
-    const auto shared = std::find(paths.begin(), paths.end(), "shared");
+    const auto shared = std::find(paths.begin(), paths.end(), ToText(Path::kShared));
     return shared != paths.end() && subset[static_cast<std::size_t>(shared - paths.begin())];
   });
   return subsets;
@@ -222,21 +256,20 @@ std::string PathText(const std::vector<std::string>& paths, const std::vector<bo
   return names.size() == paths.size() ? "" : fmt::format("{}", fmt::join(names, " and "));
 }
 
-// Where in the global tensor a sum finds rank `source`'s part of what ends up at the piece's
-// places: sums add up what lies at the same local place. Along axes that cut the tensor that is the
-// source's own slice; along a summed one, whose result is cut afterwards, the holder's.
-std::optional<Slice> SumCauses::PlacesFor(const Piece& piece, const Plan& plan,
-                                          std::int64_t source) const {
+// The rank of whose slice of the global tensor a sum finds rank `source`'s part of what ends up at
+// the holder's places: sums add up what lies at the same local place. Along axes that cut the
+// tensor that is the source's own slice; along a summed one, whose result is cut afterwards, the
+// holder's.
+std::int64_t SumCauses::SliceRankOf(const Plan& plan, std::int64_t holder,
+                                    std::int64_t source) const {
   const Mesh& mesh = suspect_.mesh();
-  const std::int64_t holder = suspect_.observed().holders()[piece.holder].ranks.front();
   std::vector<std::int64_t> coordinates;
   for (const Axis axis : mesh.axes) {
     const bool is_cut = PlacementOn(suspect_.observed().claim().placements, axis).IsShard();
     coordinates.push_back(
         mesh.Coordinate(is_cut && !Contains(plan.sums, axis) ? source : holder, axis));
   }
-  const std::int64_t rank = RankAt(mesh, coordinates);
-  return rank == holder ? piece.slice : suspect_.PlacesOn(piece, rank);
+  return RankAt(mesh, coordinates);
 }
 
 const std::vector<double>* SumCauses::ShareOf(Shares& shares, const Plan& plan, std::size_t path,
@@ -247,7 +280,10 @@ const std::vector<double>* SumCauses::ShareOf(Shares& shares, const Plan& plan, 
   }
   auto& share = shares.of[path][static_cast<std::size_t>(source)];
   if (!share) {
-    const auto places = PlacesFor(*shares.piece, plan, source);
+    const std::int64_t holder = HolderOf(*shares.piece);
+    const std::int64_t rank = SliceRankOf(plan, holder, source);
+    const auto places =
+        rank == holder ? shares.piece->slice : suspect_.PlacesOn(*shares.piece, rank);
     share = places ? suspect_.ledger().Share(shares.spread, suspect_.name(), paths_[path], source,
                                              *places)
                    : std::vector<double>();
@@ -255,32 +291,61 @@ const std::vector<double>* SumCauses::ShareOf(Shares& shares, const Plan& plan, 
   return share->empty() ? nullptr : &*share;
 }
 
+// A holder of several ranks has the judge's sum over a P axis behind it: one of the sums.
+std::int64_t SumCauses::HolderOf(const Piece& piece) const {
+  return suspect_.observed().holders()[piece.holder].ranks.front();
+}
+
+// Shares of many ranks are added up in the ledger: one by one they would neither fit nor be asked
+// for again.
+bool SumCauses::AddShares(Shares& shares, const Plan& plan, std::size_t path,
+                          const SumTable::Row& held, std::vector<double>& values) const {
+  constexpr std::size_t kMostKept = 64;
+  const auto add = [&](const std::vector<double>& part, double times) {
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      values[i] += times * part[i];
+    }
+  };
+  if (held.size() <= kMostKept) {
+    for (const auto& [source, times] : held) {
+      const std::vector<double>* share = ShareOf(shares, plan, path, source);
+      if (share == nullptr) {
+        return false;
+      }
+      add(*share, times);
+    }
+    return true;
+  }
+  const std::int64_t holder = HolderOf(*shares.piece);
+  std::map<std::int64_t, SumTable::Row> by_slice;
+  for (const SumTable::Held& one : held) {
+    by_slice[SliceRankOf(plan, holder, one.source)].push_back(one);
+  }
+  for (const auto& [rank, row] : by_slice) {
+    const auto places =
+        rank == holder ? shares.piece->slice : suspect_.PlacesOn(*shares.piece, rank);
+    if (!places) {
+      return false;
+    }
+    add(suspect_.ledger().Shares(shares.spread, suspect_.name(), paths_[path], row, *places), 1.0);
+  }
+  return true;
+}
+
 std::optional<std::vector<double>> SumCauses::Predict(Shares& shares, const Plan& plan,
-                                                      const SumTable& table, const SumTable& right,
+                                                      const SumTable::Row& held,
+                                                      const SumTable::Row& right,
                                                       const std::vector<bool>& affected,
                                                       std::vector<bool>* changed) const {
   std::vector<double> values(shares.piece->got.size(), 0.0);
-  // A holder of several ranks has the judge's sum over a P axis behind it: one of the sums.
-  const std::int64_t holder = suspect_.observed().holders()[shares.piece->holder].ranks.front();
   for (std::size_t path = 0; path < paths_.size(); ++path) {
-    const SumTable& of_path = affected[path] ? table : right;
-    for (std::int64_t source = 0; source < of_path.cols(); ++source) {
-      const double times = of_path(holder, source);
-      const bool is_other = changed != nullptr && affected[path] && !(*changed)[path] &&
-                            times != right(holder, source);
-      if (times == 0.0 && !is_other) {
-        continue;
-      }
-      const std::vector<double>* share = ShareOf(shares, plan, path, source);
-      if (share == nullptr) {
-        return std::nullopt;
-      }
-      if (is_other && Norm(*share) > 0.0) {
-        (*changed)[path] = true;
-      }
-      for (std::size_t i = 0; i < values.size(); ++i) {
-        values[i] += times * (*share)[i];
-      }
+    if (!AddShares(shares, plan, path, affected[path] ? held : right, values)) {
+      return std::nullopt;
+    }
+    if (changed != nullptr && affected[path] && !(*changed)[path]) {
+      std::vector<double> more(values.size(), 0.0);
+      (*changed)[path] =
+          AddShares(shares, plan, path, Difference(held, right), more) && Norm(more) > 0.0;
     }
   }
   return values;
@@ -312,7 +377,6 @@ std::vector<Fit> SumCauses::Try(const Plan& plan, const std::vector<SumHypothesi
                                 const SumTable& right) const {
   // Of shares that do not add up, the paths that are right hold what the reference says.
   const bool adds_up = plan.spread != Spread::kUngatheredSlices;
-  const SumTable elsewhere = adds_up ? right : SumTable::Zero(right.rows(), right.cols());
   const auto shares = std::make_shared<Shares>();  // of the piece that is being looked at
   std::vector<Hypothesis> list;
   const auto subsets = SumSubsets(plan.spread);
@@ -335,7 +399,9 @@ std::vector<Fit> SumCauses::Try(const Plan& plan, const std::vector<SumHypothesi
         if (shares->piece == nullptr || shares->index != piece.index) {
           *shares = {.piece = &piece, .index = piece.index, .spread = plan.spread};
         }
-        auto predicted = Predict(*shares, plan, *table, elsewhere, affected,
+        const std::int64_t holder = HolderOf(piece);
+        auto predicted = Predict(*shares, plan, table->RowOf(holder),
+                                 adds_up ? right.RowOf(holder) : SumTable::Row(), affected,
                                  must_change ? changed.get() : nullptr);
         if (!predicted) {
           return false;
@@ -424,22 +490,24 @@ std::vector<std::vector<double>> SumCauses::SharesAlong(const Piece& piece, cons
       sums.push_back(axis);
     }
   }
-  const SumTable reach = AfterSums(meshes, sums).cwiseMin(1.0);
-  const SumTable nothing = SumTable::Zero(reach.rows(), reach.cols());
-  const std::int64_t holder = suspect_.observed().holders()[piece.holder].ranks.front();
+  const std::int64_t holder = HolderOf(piece);
   const Mesh& mesh = meshes.With(axes.front());
+  // The reach, by coordinates along the axes.
+  std::map<std::vector<std::int64_t>, SumTable::Row> reach;
+  const auto coordinates = [&](std::int64_t rank) {
+    std::vector<std::int64_t> at;
+    for (const Axis axis : axes) {
+      at.push_back(mesh.Coordinate(rank, axis));
+    }
+    return at;
+  };
+  for (const SumTable::Held& held : AfterSums(meshes, sums).Once().RowOf(holder)) {
+    reach[coordinates(held.source)].push_back(held);
+  }
   std::vector<std::vector<double>> along;
   Shares shares{.piece = &piece, .spread = plan.spread};
   for (const std::int64_t member : mesh.GroupOf(holder, axes)) {
-    SumTable table = reach;
-    for (std::int64_t source = 0; source < table.cols(); ++source) {
-      for (const Axis axis : axes) {
-        if (mesh.Coordinate(source, axis) != mesh.Coordinate(member, axis)) {
-          table.col(source).setZero();
-        }
-      }
-    }
-    if (auto values = Predict(shares, plan, table, nothing, AffectedBy(path))) {
+    if (auto values = Predict(shares, plan, reach[coordinates(member)], {}, AffectedBy(path))) {
       along.push_back(std::move(*values));
     }
   }
@@ -462,18 +530,16 @@ std::vector<SumCauses::Tokens> SumCauses::TokensAlong(const Piece& piece, const 
                                                       const std::vector<Axis>& axes) const {
   const Meshes& meshes = suspect_.manifest().meshes;
   const Mesh& mesh = meshes.With(axes.front());
-  const std::int64_t holder = suspect_.observed().holders()[piece.holder].ranks.front();
-  const SumTable right = AfterSums(meshes, plan.sums);
+  const SumTable::Row right = AfterSums(meshes, plan.sums).RowOf(HolderOf(piece));
   const auto& experts = suspect_.observed().holders()[piece.holder].slice.index[0];
   std::vector<Tokens> counts;
-  for (const std::int64_t member : mesh.GroupOf(holder, axes)) {
+  for (const std::int64_t member : mesh.GroupOf(HolderOf(piece), axes)) {
     std::vector<std::int64_t> sources;
-    for (std::int64_t source = 0; source < right.cols(); ++source) {
-      const bool counted = std::all_of(axes.begin(), axes.end(), [&](Axis axis) {
-        return mesh.Coordinate(source, axis) == mesh.Coordinate(member, axis);
-      });
-      if (counted && right(holder, source) != 0.0) {
-        sources.push_back(source);
+    for (const SumTable::Held& held : right) {
+      if (std::all_of(axes.begin(), axes.end(), [&](Axis axis) {
+            return mesh.Coordinate(held.source, axis) == mesh.Coordinate(member, axis);
+          })) {
+        sources.push_back(held.source);
       }
     }
     const auto in_T = suspect_.ledger().TokensOf(plan.spread, suspect_.name(), sources);

@@ -74,12 +74,16 @@ class SumCauses {
   bool Cuts(Axis axis) const;
   std::vector<std::vector<bool>> SumSubsets(Spread spread) const;
   std::vector<Axis> InOrder(std::vector<Axis> sums) const;
-  std::optional<Slice> PlacesFor(const Piece& piece, const Plan& plan, std::int64_t source) const;
+  std::int64_t HolderOf(const Piece& piece) const;
+  std::int64_t SliceRankOf(const Plan& plan, std::int64_t holder, std::int64_t source) const;
   const std::vector<double>* ShareOf(Shares& shares, const Plan& plan, std::size_t path,
                                      std::int64_t source) const;
-  // `changed`, where it is wanted: on which of the paths the table is another than the right one.
+  bool AddShares(Shares& shares, const Plan& plan, std::size_t path, const SumTable::Row& held,
+                 std::vector<double>& values) const;
+  // `changed`, where it is wanted: on which of the affected paths what is held is not what is
+  // right.
   std::optional<std::vector<double>> Predict(Shares& shares, const Plan& plan,
-                                             const SumTable& table, const SumTable& right,
+                                             const SumTable::Row& held, const SumTable::Row& right,
                                              const std::vector<bool>& affected,
                                              std::vector<bool>* changed = nullptr) const;
   double CostOf(const Plan& plan, const Explanation& explanation) const;

@@ -6,20 +6,10 @@
 namespace moe {
 namespace {
 
-constexpr Eigen::Index kMostRanks = 64;  // of more, a table each would not fit; share_fit tells
-
-// [rank, rank]: 1 where the two are in one group of `axis`.
-SumTable GroupTable(const Meshes& meshes, Axis axis) {
-  const Mesh& mesh = meshes.With(axis);
-  const std::int64_t world = mesh.WorldSize();
-  SumTable table = SumTable::Zero(world, world);
-  for (std::int64_t rank = 0; rank < world; ++rank) {
-    for (const std::int64_t other : mesh.GroupOf(rank, {axis})) {
-      table(rank, other) = 1.0;
-    }
-  }
-  return table;
-}
+// Ranks whose share alone may be lost are tried one by one; of more, share_fit tells.
+constexpr std::int64_t kMostRanks = 64;
+// Of more ranks the rows of these many are compared.
+constexpr std::int64_t kMostCompared = 64;
 
 bool Contains(const std::vector<Axis>& axes, Axis axis) {
   return std::find(axes.begin(), axes.end(), axis) != axes.end();
@@ -35,16 +25,14 @@ std::vector<Axis> AxesOver1(const Mesh& mesh) {
 class HypothesisList {
  public:
   explicit HypothesisList(const SumQuestion& question)
-      : question_(question), meshes_(*question.meshes) {
+      : question_(question), meshes_(*question.meshes), right_(AfterSums(meshes_, question.sums)) {
     const bool dense = question.own == MeshKind::kDense;
     own_axes_ = AxesOver1(meshes_.Of(question.own));
     all_axes_ = own_axes_;
     const auto others = AxesOver1(dense ? meshes_.expert : meshes_.dense);
     all_axes_.insert(all_axes_.end(), others.begin(), others.end());
-    right_ = AfterSums(meshes_, question.sums);
     for (const Axis axis : all_axes_) {
-      groups_.push_back(GroupTable(meshes_, axis));
-      usable_.push_back({{axis}, groups_.back()});
+      usable_.push_back({{axis}, AfterSums(meshes_, {axis})});
     }
     std::vector<Axis> batch = AxesOver1(meshes_.dense);
     std::erase(batch, Axis::kTp);
@@ -74,7 +62,7 @@ class HypothesisList {
              (known.cause != Cause::kWrongGroup ||
               (known.axes == explanation.axes && TableOf(known.used) == TableOf(explanation.used)));
     });
-    if (!is_known && table != right_) {
+    if (!is_known && !(table == right_)) {
       list_.push_back({explanation, std::move(table)});
     }
   }
@@ -86,7 +74,7 @@ class HypothesisList {
       if (std::any_of(product.begin(), product.end(), [&](Axis axis) { return IsJudged(axis); })) {
         continue;
       }
-      Add({.cause = Cause::kMissingSum, .axes = product}, WithoutSums(meshes_, right_, product));
+      Add({.cause = Cause::kMissingSum, .axes = product}, right_.Without(product));
     }
   }
 
@@ -96,14 +84,9 @@ class HypothesisList {
         ->table;
   }
 
-  const SumTable& GroupOf(Axis axis) const {
-    const auto found = std::find(all_axes_.begin(), all_axes_.end(), axis);
-    return groups_[static_cast<std::size_t>(found - all_axes_.begin())];
-  }
-
   // The sums with `instead` in the place of one of them; where it is not known when that one
   // happens, in every place.
-  std::vector<SumTable> With(std::size_t place, const SumTable& instead) const {
+  std::vector<SumTable> With(std::size_t place, const SumTable::Sum& instead) const {
     std::vector<std::size_t> places = {place};
     if (!question_.order_is_known) {
       places.resize(question_.sums.size());
@@ -114,9 +97,9 @@ class HypothesisList {
       std::vector<Axis> others = question_.sums;
       others.erase(others.begin() + static_cast<std::ptrdiff_t>(place));
       const auto before = others.begin() + static_cast<std::ptrdiff_t>(at);
-      SumTable table = instead * AfterSums(meshes_, {others.begin(), before});
+      SumTable table = AfterSums(meshes_, {others.begin(), before}).Then(instead);
       for (auto axis = before; axis != others.end(); ++axis) {
-        table = GroupOf(*axis) * table;
+        table = table.Then({{*axis}});
       }
       tables.push_back(std::move(table));
     }
@@ -126,10 +109,10 @@ class HypothesisList {
   void AddWrongGroups(std::size_t place) {
     const Axis owed = question_.sums[place];
     for (const Usable& used : usable_) {
-      if (IsJudged(owed) || used.table == GroupOf(owed)) {
+      if (IsJudged(owed) || used.table == TableOf({owed})) {
         continue;
       }
-      for (SumTable& table : With(place, used.table)) {
+      for (SumTable& table : With(place, {used.axes})) {
         Add({.cause = Cause::kWrongGroup, .axes = {owed}, .used = used.axes}, std::move(table));
       }
     }
@@ -144,21 +127,20 @@ class HypothesisList {
     });
     for (const Axis owed : question_.alone) {
       for (const Usable& used : others_first) {
-        Add({.cause = Cause::kWrongGroup, .axes = {owed}, .used = used.axes}, used.table * right_);
+        Add({.cause = Cause::kWrongGroup, .axes = {owed}, .used = used.axes},
+            right_.Then({used.axes}));
       }
     }
   }
 
   void AddRanks(std::size_t place) {
-    if (right_.rows() > kMostRanks) {
+    if (right_.ranks() > kMostRanks) {
       return;
     }
     const Axis owed = question_.sums[place];
-    for (std::int64_t rank = 0; rank < right_.rows(); ++rank) {
+    for (std::int64_t rank = 0; rank < right_.ranks(); ++rank) {
       for (const double times : {0.0, 2.0}) {
-        SumTable group = GroupOf(owed);
-        group.col(rank) *= times;
-        for (SumTable& table : With(place, group)) {
+        for (SumTable& table : With(place, {{owed}, rank, times})) {
           Add({.cause = times == 0.0 ? Cause::kDroppedContribution : Cause::kDoubledContribution,
                .axes = {owed},
                .sources = {rank}},
@@ -170,9 +152,9 @@ class HypothesisList {
 
   const SumQuestion& question_;
   const Meshes& meshes_;
+  SumTable right_;
   std::vector<Axis> own_axes_;
   std::vector<Axis> all_axes_;
-  std::vector<SumTable> groups_;  // by place in all_axes_
   // What a sum may go over instead of its own axis: another one, or for an expert weight all axes
   // that split the batch of the dense mesh, as if it were a dense one.
   struct Usable {
@@ -180,11 +162,87 @@ class HypothesisList {
     SumTable table;
   };
   std::vector<Usable> usable_;
-  SumTable right_;
   std::vector<SumHypothesis> list_;
 };
 
 }  // namespace
+
+SumTable SumTable::Then(Sum sum) const {
+  SumTable table = *this;
+  table.sums_.push_back(std::move(sum));
+  return table;
+}
+
+SumTable SumTable::Without(const std::vector<Axis>& axes) const {
+  SumTable table = *this;
+  table.agree_.insert(table.agree_.end(), axes.begin(), axes.end());
+  return table;
+}
+
+SumTable SumTable::WithSource(std::int64_t source, double times) const {
+  SumTable table = *this;
+  table.source_ = Held{source, times};
+  return table;
+}
+
+SumTable SumTable::Once() const {
+  SumTable table = *this;
+  table.once_ = true;
+  return table;
+}
+
+// From the last sum to the first: what a rank holds after one is what its group held before.
+SumTable::Row SumTable::RowOf(std::int64_t holder) const {
+  std::vector<double> times(static_cast<std::size_t>(ranks()), 0.0);
+  times[static_cast<std::size_t>(holder)] = 1.0;
+  std::vector<std::int64_t> held = {holder};
+  for (auto sum = sums_.rbegin(); sum != sums_.rend(); ++sum) {
+    if (sum->axes.empty()) {
+      continue;
+    }
+    const Mesh& mesh = meshes_->With(sum->axes.front());
+    std::vector<double> before(times.size(), 0.0);
+    std::vector<std::int64_t> held_before;
+    for (const std::int64_t rank : held) {
+      const double of_rank = times[static_cast<std::size_t>(rank)];
+      for (const std::int64_t member : mesh.GroupOf(rank, sum->axes)) {
+        double& of_member = before[static_cast<std::size_t>(member)];
+        if (of_member == 0.0) {
+          held_before.push_back(member);
+        }
+        of_member += of_rank * (sum->odd == member ? sum->times : 1.0);
+      }
+    }
+    times = std::move(before);
+    held = std::move(held_before);
+  }
+  std::sort(held.begin(), held.end());
+  held.erase(std::unique(held.begin(), held.end()), held.end());
+  Row row;
+  for (const std::int64_t source : held) {
+    double count = times[static_cast<std::size_t>(source)];
+    count = once_ ? std::min(count, 1.0) : count;
+    count *= source_ && source_->source == source ? source_->times : 1.0;
+    const bool agrees = std::all_of(agree_.begin(), agree_.end(), [&](Axis axis) {
+      const Mesh& mesh = meshes_->With(axis);
+      return mesh.Coordinate(holder, axis) == mesh.Coordinate(source, axis);
+    });
+    if (agrees && count != 0.0) {
+      row.push_back({source, count});
+    }
+  }
+  return row;
+}
+
+bool SumTable::operator==(const SumTable& other) const {
+  const std::int64_t stride = std::max<std::int64_t>(1, ranks() / kMostCompared);
+  for (std::int64_t holder = 0; holder < ranks(); holder += stride) {
+    if (RowOf(holder) != other.RowOf(holder)) {
+      return false;
+    }
+  }
+  return true;
+}
 
 std::vector<std::vector<Axis>> ProductsOf(const std::vector<Axis>& axes) {
   std::vector<std::vector<Axis>> products;
@@ -202,27 +260,11 @@ std::vector<std::vector<Axis>> ProductsOf(const std::vector<Axis>& axes) {
 }
 
 SumTable AfterSums(const Meshes& meshes, const std::vector<Axis>& axes) {
-  const std::int64_t world = meshes.dense.WorldSize();
-  SumTable table = SumTable::Identity(world, world);
+  SumTable table(meshes);
   for (const Axis axis : axes) {
-    table = GroupTable(meshes, axis) * table;
+    table = table.Then({{axis}});
   }
   return table;
-}
-
-SumTable WithoutSums(const Meshes& meshes, const SumTable& table, const std::vector<Axis>& axes) {
-  SumTable left = table;
-  for (std::int64_t holder = 0; holder < table.rows(); ++holder) {
-    for (std::int64_t source = 0; source < table.cols(); ++source) {
-      for (const Axis axis : axes) {
-        const Mesh& mesh = meshes.With(axis);
-        if (mesh.Coordinate(holder, axis) != mesh.Coordinate(source, axis)) {
-          left(holder, source) = 0.0;
-        }
-      }
-    }
-  }
-  return left;
 }
 
 std::vector<SumHypothesis> SumHypothesesOf(const SumQuestion& question) {
@@ -231,15 +273,13 @@ std::vector<SumHypothesis> SumHypothesesOf(const SumQuestion& question) {
 
 std::vector<SumHypothesis> RankHypothesesOf(const SumTable& right, Axis axis) {
   std::vector<SumHypothesis> hypotheses;
-  for (Eigen::Index rank = 0; rank < right.rows() && right.rows() <= kMostRanks; ++rank) {
+  for (std::int64_t rank = 0; rank < right.ranks() && right.ranks() <= kMostRanks; ++rank) {
     for (const double times : {0.0, 2.0}) {
-      SumTable table = right;
-      table.col(rank) *= times;
       hypotheses.push_back(
           {{.cause = times == 0.0 ? Cause::kDroppedContribution : Cause::kDoubledContribution,
             .axes = {axis},
             .sources = {rank}},
-           std::move(table)});
+           right.WithSource(rank, times)});
     }
   }
   return hypotheses;

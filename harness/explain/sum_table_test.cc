@@ -9,9 +9,16 @@ namespace {
 
 const Meshes kMeshes = MakeMeshes(ParseLayout("dp2.tp3.ep2.etp1", "test"));  // rank = 3 dp + tp
 
-Eigen::RowVectorXd Row(std::initializer_list<double> values) {
-  Eigen::RowVectorXd row(static_cast<Eigen::Index>(values.size()));
-  std::copy(values.begin(), values.end(), row.data());
+// How often each rank's share is held, by rank.
+SumTable::Row Row(std::initializer_list<double> times) {
+  SumTable::Row row;
+  std::int64_t source = 0;
+  for (const double of_source : times) {
+    if (of_source != 0.0) {
+      row.push_back({source, of_source});
+    }
+    ++source;
+  }
   return row;
 }
 
@@ -23,15 +30,14 @@ std::vector<SumHypothesis> Find(const std::vector<SumHypothesis>& all, Cause cau
 }
 
 TEST(SumTable, SumsOverAllAxesReachEveryRankOnce) {
-  EXPECT_EQ(AfterSums(kMeshes, {Axis::kTp, Axis::kDpShard}), SumTable::Ones(6, 6));
-  EXPECT_EQ(AfterSums(kMeshes, {Axis::kTp}).row(4), Row({0, 0, 0, 1, 1, 1}));
+  EXPECT_EQ(AfterSums(kMeshes, {Axis::kTp, Axis::kDpShard}).RowOf(3), Row({1, 1, 1, 1, 1, 1}));
+  EXPECT_EQ(AfterSums(kMeshes, {Axis::kTp}).RowOf(4), Row({0, 0, 0, 1, 1, 1}));
 }
 
 TEST(SumTable, WithoutASumOnlyTheOwnCoordinateIsLeft) {
   const SumTable right = AfterSums(kMeshes, {Axis::kTp, Axis::kDpShard});
-  EXPECT_EQ(WithoutSums(kMeshes, right, {Axis::kTp}).row(4), Row({0, 1, 0, 0, 1, 0}));
-  EXPECT_EQ(WithoutSums(kMeshes, right, {Axis::kTp, Axis::kDpShard}).row(4),
-            Row({0, 0, 0, 0, 1, 0}));
+  EXPECT_EQ(right.Without({Axis::kTp}).RowOf(4), Row({0, 1, 0, 0, 1, 0}));
+  EXPECT_EQ(right.Without({Axis::kTp, Axis::kDpShard}).RowOf(4), Row({0, 0, 0, 0, 1, 0}));
 }
 
 TEST(SumHypotheses, AWrongGroupCountsItsRanksTwiceWhereTheyAreSummedAgain) {
@@ -43,7 +49,7 @@ TEST(SumHypotheses, AWrongGroupCountsItsRanksTwiceWhereTheyAreSummedAgain) {
            h.explanation.used == std::vector{Axis::kDpShard};
   });
   ASSERT_NE(found, wrong.end());
-  EXPECT_EQ(found->table.row(4), Row({0, 2, 0, 0, 2, 0}));
+  EXPECT_EQ(found->table.RowOf(4), Row({0, 2, 0, 0, 2, 0}));
 }
 
 // What a rank brings to the second sum is the first one's result; only its own group lacks it.
@@ -57,8 +63,8 @@ TEST(SumHypotheses, ARankLeftOutOfALaterSumTakesItsGroupWithIt) {
            h.explanation.sources == std::vector<std::int64_t>{4};
   });
   ASSERT_NE(found, dropped.end());
-  EXPECT_EQ(found->table.row(1), Row({1, 1, 1, 0, 0, 0}));
-  EXPECT_EQ(found->table.row(2), Row({1, 1, 1, 1, 1, 1}));
+  EXPECT_EQ(found->table.RowOf(1), Row({1, 1, 1, 0, 0, 0}));
+  EXPECT_EQ(found->table.RowOf(2), Row({1, 1, 1, 1, 1, 1}));
 }
 
 TEST(SumHypotheses, NameNothingThatTheJudgeHasSummedItself) {
@@ -114,18 +120,27 @@ TEST(SumHypotheses, ExpertsMayBeSummedOverTheWholeBatchOfTheDenseMesh) {
     return h.explanation.used == std::vector{Axis::kDpShard, Axis::kCp};
   });
   ASSERT_NE(found, wrong.end());
-  EXPECT_EQ(found->table.row(3), Row({0, 1, 0, 1, 0, 1, 0, 1}));
+  EXPECT_EQ(found->table.RowOf(3), Row({0, 1, 0, 1, 0, 1, 0, 1}));
 }
 
 TEST(SumHypotheses, ARankOfASumInsideTheStepIsLackedByAll) {
-  const auto all = RankHypothesesOf(SumTable::Ones(6, 6), Axis::kEtp);
+  const auto all = RankHypothesesOf(AfterSums(kMeshes, {Axis::kTp, Axis::kDpShard}), Axis::kEtp);
   const auto dropped = Find(all, Cause::kDroppedContribution);
   const auto doubled = Find(all, Cause::kDoubledContribution);
   ASSERT_EQ(dropped.size(), 6U);
   ASSERT_EQ(doubled.size(), 6U);
   EXPECT_EQ(dropped[2].explanation.sources, std::vector<std::int64_t>{2});
-  EXPECT_EQ(dropped[2].table.row(5), Row({1, 1, 0, 1, 1, 1}));
-  EXPECT_EQ(doubled[2].table.row(5), Row({1, 1, 2, 1, 1, 1}));
+  EXPECT_EQ(dropped[2].table.RowOf(5), Row({1, 1, 0, 1, 1, 1}));
+  EXPECT_EQ(doubled[2].table.RowOf(5), Row({1, 1, 2, 1, 1, 1}));
+}
+
+TEST(SumTable, OfThousandsOfRanksHasNoMoreThanTheRowsThatAreAskedFor) {
+  const Meshes meshes = MakeMeshes(ParseLayout("dp512.tp8.ep64.etp1", "test"));
+  const SumTable right = AfterSums(meshes, {Axis::kTp, Axis::kDpShard});
+  EXPECT_EQ(std::ssize(right.RowOf(17)), 4096);
+  EXPECT_EQ(std::ssize(right.Without({Axis::kDpShard}).RowOf(17)), 8);
+  EXPECT_EQ(right, AfterSums(meshes, {Axis::kDpShard, Axis::kTp}));
+  EXPECT_FALSE(right == right.Without({Axis::kTp}));
 }
 
 }  // namespace
