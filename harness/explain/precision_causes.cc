@@ -30,6 +30,12 @@ int SignificantBits(double value) {
   return bits;
 }
 
+double RoundedTo(int bits, double value) {
+  int exponent = 0;
+  const double mantissa = std::frexp(value, &exponent);
+  return std::ldexp(std::nearbyint(std::ldexp(mantissa, bits)), exponent - bits);
+}
+
 }  // namespace
 
 std::vector<Fit> FindCoarseStorage(const Suspect& suspect) {
@@ -53,17 +59,24 @@ std::vector<Fit> FindCoarseStorage(const Suspect& suspect) {
   const double deviation = unit / std::sqrt(6.0);
   auto largest = std::make_shared<double>(0.0);
   auto chance = std::make_shared<double>(0.0);  // nats of that many zero bits at the end
-  const auto predict = [=](const Piece& piece, Prediction& prediction) {
+  const auto predict = [=, &suspect](const Piece& piece, Prediction& prediction) {
     const double slack =
         kSafety * Norm(piece.deviation) / std::sqrt(static_cast<double>(piece.got.size())) * 4.0;
     prediction.values = piece.want;
+    if (suspect.measured().is_exact) {  // what is rounded is known to the last bit
+      for (double& value : prediction.values) {
+        value = RoundedTo(bits, value);
+      }
+    }
     for (std::size_t i = 0; i < piece.got.size(); ++i) {
       const double error = std::abs(piece.got[i] - piece.want[i]);
       if (error > unit * std::abs(piece.want[i]) + slack) {
         return false;
       }
       *largest = std::max(*largest, piece.want[i] == 0.0 ? 0.0 : error / std::abs(piece.want[i]));
-      prediction.noise.push_back(deviation * std::abs(piece.want[i]));
+      if (!suspect.measured().is_exact) {
+        prediction.noise.push_back(deviation * std::abs(piece.want[i]));
+      }
       *chance += piece.got[i] == 0.0 ? 0.0 : piece.weight * std::log(2.0) * (dtype_bits - bits);
     }
     return true;
@@ -73,8 +86,9 @@ std::vector<Fit> FindCoarseStorage(const Suspect& suspect) {
                 .cost = kRareCost + ChoiceCost(static_cast<std::size_t>(dtype_bits)),
                 .predict = predict,
                 .reach = Hypothesis::Reach::kWrongHolders,
-                .finish = [unit, largest](Fit& fit) {
+                .finish = [unit, largest, chance](Fit& fit) {
                   fit.misfit.residual = *largest;
+                  fit.misfit.nats -= *chance;
                   // Of many roundings some are off by nearly half a step.
                   return *largest >= 0.25 * unit;
                 }}});
