@@ -48,7 +48,14 @@ void RegisterRun(CLI::App& app, const CommonOptions& common, int& status) {
   auto* seed = sub->add_option(
       "--seed", command->seed,
       "Draw the inputs from this seed and judge by the error model alone, as soak does");
-  sub->add_option("--dump", command->dump_folder, "Keep the dump of every run below this folder");
+  sub->add_option_function<std::string>(
+      "--dump",
+      [command](const std::string& folder) {
+        if (!folder.empty()) {  // as from a variable that a script left unset
+          command->dump_folder = folder;
+        }
+      },
+      "Keep the dump of every run below this folder");
   sub->add_option_function<double>(
          "--deadline", [command](double seconds) { command->deadline = DeadlineOf(seconds); },
          "Seconds that any wait for a rank may take (20), or a step of a producer (60)")
