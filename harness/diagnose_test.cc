@@ -457,16 +457,15 @@ class CallLogTest : public testing::Test {
  protected:
   Finding Judge(const std::vector<std::string>& more) {
     std::vector<std::string> calls;
-    for (const Reduction& owed : contract_.Owed()) {
+    for (const Reduction& owed : graph_.contract().Owed()) {
       calls.push_back(ToText(owed));
     }
     calls.insert(calls.end(), more.begin(), more.end());
-    return step_.FindingOf("d_gate_ED", {.contract = &contract_, .calls = {calls, calls}});
+    return step_.FindingOf("d_gate_ED", {.graph = &graph_, .calls = {calls, calls}});
   }
 
   Step step_{"tp2", RoomyModel()};
-  const StepContract contract_ =
-      StepGraph(step_.manifest.model, step_.manifest.layout, Program()).contract();
+  const StepGraph graph_{step_.manifest.model, step_.manifest.layout, Program()};
 };
 
 TEST_F(CallLogTest, ShowsTheSumThatWasMadeTwice) {

@@ -599,9 +599,9 @@ TEST(Judge, RefusesACaseThatRoundingDecides) {
   Step step = StepWithGap(1e-4);
   step.Drop("topk_expert_TK");
   const StepGraph graph(step.manifest.model, step.manifest.layout, {});
-  EXPECT_EQ(ErrorOf([&] { step.Judge({.contract = &graph.contract()}); }), "no error");
+  EXPECT_EQ(ErrorOf([&] { step.Judge({.graph = &graph}); }), "no error");
   step.manifest.casts = {{"logits_TE", Dtype::kBfloat16}};
-  EXPECT_TRUE(Has(ErrorOf([&] { step.Judge({.contract = &graph.contract()}); }),
+  EXPECT_TRUE(Has(ErrorOf([&] { step.Judge({.graph = &graph}); }),
                   "leaves the choice of experts to rounding in float64 (token "));
 }
 

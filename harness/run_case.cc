@@ -142,7 +142,7 @@ Result RunOnce(const CaseSpec& spec, const StepGraph& graph, Dtype dtype,
     }
     // 4, 7 and 8: the reference, the comparison and the diagnosis; 9, the report, is the caller's.
     const JudgeOptions judging{.golden = golden,
-                               .contract = &graph.contract(),
+                               .graph = &graph,
                                .calls = run.calls,
                                .idle_experts = spec.numerics.idle_experts,
                                .worst_case = options.worst_case,

@@ -31,24 +31,37 @@ constexpr std::array kOfRouter = {Path::kScores};
 constexpr std::array kOfShared = {Path::kShared};
 constexpr std::array kOfExperts = {Path::kExperts};
 
+// Rows of tokens and slices of experts are judged one by one. A vector over experts is one slice: a
+// single number has no norm to speak of.
+constexpr Unit UnitOf(std::string_view dims) {
+  return dims.starts_with('T')                      ? Unit::kToken
+         : dims.starts_with('E') && dims.size() > 1 ? Unit::kExpert
+                                                    : Unit::kWhole;
+}
+
 constexpr TensorRow Input(std::string_view name, std::string_view dims,
                           bool (*is_in)(const Model&) = nullptr) {
-  return {.name = name, .dims = dims, .role = Role::kInput, .is_in = is_in};
+  return {.name = name, .dims = dims, .role = Role::kInput, .unit = UnitOf(dims), .is_in = is_in};
 }
 
 constexpr TensorRow Parameter(std::string_view name, std::string_view dims, MeshKind mesh,
                               bool (*is_in)(const Model&) = nullptr) {
-  return {.name = name, .dims = dims, .role = Role::kParameter, .mesh = mesh, .is_in = is_in};
+  return {.name = name,
+          .dims = dims,
+          .role = Role::kParameter,
+          .mesh = mesh,
+          .unit = UnitOf(dims),
+          .is_in = is_in};
 }
 
-constexpr TensorRow Gradient(std::string_view name, std::string_view dims, Unit unit,
+constexpr TensorRow Gradient(std::string_view name, std::string_view dims,
                              std::span<const Path> paths, MeshKind mesh,
                              bool (*is_in)(const Model&) = nullptr) {
   return {.name = name,
           .dims = dims,
           .role = Role::kGradient,
           .mesh = mesh,
-          .unit = unit,
+          .unit = UnitOf(dims),
           .of = name.substr(2),
           .paths = paths,
           .is_linear = true,
@@ -64,7 +77,6 @@ constexpr TensorRow Inside(std::string_view name, std::string_view dims,
 constexpr MeshKind kDense = MeshKind::kDense;
 constexpr MeshKind kExpert = MeshKind::kExpert;
 
-// A vector over experts is judged as a whole: a single number has no norm to speak of.
 constexpr std::array kTable = {
     Input("x_TD", "TD"),
     Input("d_y_TD", "TD"),
@@ -84,16 +96,16 @@ constexpr std::array kTable = {
               .role = Role::kOutput,
               .unit = Unit::kToken,
               .paths = kOfOutput},
-    Gradient("d_x_TD", "TD", Unit::kToken, kOfInput, kDense),
-    Gradient("d_gate_ED", "ED", Unit::kExpert, kOfRouter, kDense),
-    Gradient("d_w1_EFD", "EFD", Unit::kExpert, kOfExperts, kExpert),
-    Gradient("d_w3_EFD", "EFD", Unit::kExpert, kOfExperts, kExpert),
-    Gradient("d_w2_EDF", "EDF", Unit::kExpert, kOfExperts, kExpert),
-    Gradient("d_gate_bias_E", "E", Unit::kWhole, kOfRouter, kDense, HasGateBias),
-    Gradient("d_shared_w1_FD", "SD", Unit::kWhole, kOfShared, kDense, HasShared),
-    Gradient("d_shared_w3_FD", "SD", Unit::kWhole, kOfShared, kDense, HasShared),
-    Gradient("d_shared_w2_DF", "DS", Unit::kWhole, kOfShared, kDense, HasShared),
-    Gradient("d_shared_gate_D", "D", Unit::kWhole, kOfShared, kDense, HasSharedGate),
+    Gradient("d_x_TD", "TD", kOfInput, kDense),
+    Gradient("d_gate_ED", "ED", kOfRouter, kDense),
+    Gradient("d_w1_EFD", "EFD", kOfExperts, kExpert),
+    Gradient("d_w3_EFD", "EFD", kOfExperts, kExpert),
+    Gradient("d_w2_EDF", "EDF", kOfExperts, kExpert),
+    Gradient("d_gate_bias_E", "E", kOfRouter, kDense, HasGateBias),
+    Gradient("d_shared_w1_FD", "SD", kOfShared, kDense, HasShared),
+    Gradient("d_shared_w3_FD", "SD", kOfShared, kDense, HasShared),
+    Gradient("d_shared_w2_DF", "DS", kOfShared, kDense, HasShared),
+    Gradient("d_shared_gate_D", "D", kOfShared, kDense, HasSharedGate),
 
     TensorRow{.name = "topk_expert_TK", .dims = "TK", .role = Role::kChoice, .unit = Unit::kToken},
     TensorRow{.name = "tokens_per_expert_E", .dims = "E", .role = Role::kCount},

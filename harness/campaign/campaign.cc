@@ -180,7 +180,7 @@ class GroupRun {
 
   Judgement JudgeIt(const Dump& dump, const TensorSource& source, JudgeOptions judging) const {
     if (foreign_) {
-      judging.contract = nullptr;
+      judging.graph = nullptr;
       judging.calls.clear();
     }
     return Judge(dump, source, judging);

@@ -11,8 +11,8 @@ bool Contains(const std::vector<Axis>& axes, Axis axis) {
 
 }  // namespace
 
-CallLog::CallLog(const StepContract* contract, const std::vector<std::vector<std::string>>& calls)
-    : contract_(contract), calls_(calls) {
+CallLog::CallLog(const StepGraph* graph, const std::vector<std::vector<std::string>>& calls)
+    : graph_(graph), contract_(graph == nullptr ? nullptr : &graph->contract()), calls_(calls) {
   for (const auto& of_rank : calls) {
     longest_ = std::max(longest_, of_rank.size());
   }
@@ -30,34 +30,15 @@ std::ptrdiff_t CallLog::Times(const Reduction& reduction, bool divided_only) con
   return most;
 }
 
-// The tensor's own sums, and those inside the step that its values come through.
-std::vector<Reduction> CallLog::SumsBehind(const std::string& tensor) const {
-  std::vector<Reduction> sums;
-  for (const ContractTensor& other : contract_->tensors) {
-    const bool is_forward = other.name.starts_with("y_");
-    const bool is_behind = !other.result && (tensor == "d_x_TD" || tensor.starts_with("d_gate") ||
-                                             (tensor == "y_TD" && is_forward));
-    if (other.name != tensor && !is_behind) {
-      continue;
-    }
-    for (const auto* axes : {&other.owed, &other.settled, &other.alone}) {
-      for (const Axis axis : *axes) {
-        sums.push_back({other.name, axis});
-      }
-    }
-  }
-  return sums;
-}
-
 bool CallLog::ShowsRepeat(const std::string& tensor, Axis axis) const {
-  const auto sums = SumsBehind(tensor);
+  const auto sums = graph_->SumsBehind(tensor);
   return std::any_of(sums.begin(), sums.end(), [&](const Reduction& sum) {
     return sum.axis == axis && Times(sum) > (contract_->Owes(sum) ? 1 : 0);
   });
 }
 
 bool CallLog::ShowsMean(const std::string& tensor, Axis axis) const {
-  const auto sums = SumsBehind(tensor);
+  const auto sums = graph_->SumsBehind(tensor);
   // A program that averages over the data-parallel ranks divides those sums on purpose.
   const bool is_batch = axis != Axis::kTp && axis != Axis::kEtp;
   const bool is_habit = contract_->dp_reduction == DpReduction::kMean && is_batch;
@@ -67,7 +48,7 @@ bool CallLog::ShowsMean(const std::string& tensor, Axis axis) const {
 }
 
 bool CallLog::ShowsStray(const std::string& tensor, Axis owed, Axis used) const {
-  const auto sums = SumsBehind(tensor);
+  const auto sums = graph_->SumsBehind(tensor);
   return std::any_of(sums.begin(), sums.end(), [&](const Reduction& sum) {
     const Reduction stray{sum.tensor, used};
     return sum.axis == owed && (contract_->Owes(sum) || contract_->IsAlone(sum)) &&
@@ -96,7 +77,7 @@ std::vector<CallFact> CallLog::FactsOn(const std::string& tensor,
     }
   }
   for (const Axis axis : explanation.used) {
-    for (const Reduction& sum : SumsBehind(tensor)) {
+    for (const Reduction& sum : graph_->SumsBehind(tensor)) {
       const Reduction stray{sum.tensor, axis};
       if (Contains(explanation.axes, sum.axis) && !contract_->Owes(stray) && Times(stray) > 0) {
         add(CallFact::Kind::kStray, stray);

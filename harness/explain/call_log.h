@@ -5,16 +5,16 @@
 #include <vector>
 
 #include "harness/explain/finding.h"
-#include "harness/layout/step_contract.h"
+#include "harness/layout/step_graph.h"
 
 namespace moe {
 
 class CallLog {
  public:
   // Either may be missing (null, empty): then there is nothing to witness.
-  CallLog(const StepContract* contract, const std::vector<std::vector<std::string>>& calls);
+  CallLog(const StepGraph* graph, const std::vector<std::vector<std::string>>& calls);
 
-  bool IsKnown() const { return contract_ != nullptr && !calls_.empty(); }
+  bool IsKnown() const { return graph_ != nullptr && !calls_.empty(); }
 
   // Some sum over `axis` that shows in `tensor` was made more often than the contract owes it, or
   // was divided by its number of ranks though it owes none of that.
@@ -31,8 +31,8 @@ class CallLog {
  private:
   // The most that any rank took part in this sum; with those that were divided, or these alone.
   std::ptrdiff_t Times(const Reduction& reduction, bool divided_only = false) const;
-  std::vector<Reduction> SumsBehind(const std::string& tensor) const;
 
+  const StepGraph* graph_;
   const StepContract* contract_;
   const std::vector<std::vector<std::string>>& calls_;
   std::size_t longest_ = 0;

@@ -50,9 +50,9 @@ class Case {
        const Witnesses& witnesses)
       : finding_(finding),
         suspect_(tensor, manifest, ledger),
-        log_(witnesses.contract, witnesses.calls),
-        contract_(witnesses.contract),
-        sums_(suspect_, witnesses.contract) {}
+        log_(witnesses.graph, witnesses.calls),
+        contract_(witnesses.graph == nullptr ? nullptr : &witnesses.graph->contract()),
+        sums_(suspect_, contract_) {}
 
   void Emit();
   void EmitAll();  // what Emit found not worth asking too
@@ -580,7 +580,7 @@ void StepDecision::JudgeWhatIsNotThere() {
                    })) {
     vacuous("gradients", Reason::kNoGradients);
   }
-  if (witnesses_.contract != nullptr) {
+  if (witnesses_.graph != nullptr) {
     for (const std::int64_t expert : measured_.idle_experts) {
       vacuous(tensor::tokens_per_expert_E, Reason::kIdleExpert).expert = expert;
     }
@@ -625,7 +625,7 @@ Judgement StepDecision::Run() {
   for (const MeasuredTensor& tensor : measured_.tensors) {
     judgement.measured[tensor.name()] = tensor.figures;
   }
-  if (witnesses_.contract == nullptr) {
+  if (witnesses_.graph == nullptr) {
     DoubtClaims();
     judgement.idle_experts = measured_.idle_experts;
     judgement.foreign = {manifest_, measured_.cast_effects,

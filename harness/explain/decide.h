@@ -14,15 +14,15 @@
 #include <vector>
 
 #include "harness/explain/judgement.h"
-#include "harness/layout/step_contract.h"
+#include "harness/layout/step_graph.h"
 #include "harness/measure/measure.h"
 
 namespace moe {
 
-// What only moegate's own runs have. `contract` may be null, `calls` empty: the sums each rank took
+// What only moegate's own runs have. `graph` may be null, `calls` empty: the sums each rank took
 // part in, in order, "d_gate_ED@tp" or, where the result was divided by 2, "d_gate_ED@tp/2".
 struct Witnesses {
-  const StepContract* contract = nullptr;
+  const StepGraph* graph = nullptr;
   std::vector<std::vector<std::string>> calls;
 };
 

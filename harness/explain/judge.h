@@ -10,7 +10,7 @@ namespace moe {
 struct JudgeOptions {
   const Golden* golden = nullptr;  // tolerances of the case; else the error model alone
   // Of the program that made the dump; for a foreign one, which sums it owes is not known.
-  const StepContract* contract = nullptr;
+  const StepGraph* graph = nullptr;
   // Sums that each rank took part in, in order; empty for a foreign dump.
   std::vector<std::vector<std::string>> calls;
   std::vector<std::int64_t> idle_experts;  // without a token on purpose

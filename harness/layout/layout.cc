@@ -207,16 +207,22 @@ std::int64_t Mesh::Coordinate(std::int64_t rank, Axis axis) const {
   return 0;
 }
 
+// Axis by axis from the outermost, each place so far goes on to all coordinates or to the rank's
+// own.
 std::vector<std::int64_t> Mesh::GroupOf(std::int64_t rank, const std::vector<Axis>& along) const {
-  std::vector<std::int64_t> group;
-  for (std::int64_t other = 0; other < WorldSize(); ++other) {
-    const bool same = std::all_of(axes.begin(), axes.end(), [&](Axis axis) {
-      return std::find(along.begin(), along.end(), axis) != along.end() ||
-             Coordinate(other, axis) == Coordinate(rank, axis);
-    });
-    if (same) {
-      group.push_back(other);  // in rank order, which is the order of the coordinates
+  std::vector<std::int64_t> group = {0};
+  std::int64_t below = WorldSize();  // ranks per coordinate of the axis
+  for (std::size_t i = 0; i < axes.size(); ++i) {
+    below /= sizes[i];
+    const std::int64_t own = rank / below % sizes[i];
+    const bool is_along = std::find(along.begin(), along.end(), axes[i]) != along.end();
+    std::vector<std::int64_t> next;
+    for (const std::int64_t place : group) {
+      for (std::int64_t at = is_along ? 0 : own; at < (is_along ? sizes[i] : own + 1); ++at) {
+        next.push_back(place * sizes[i] + at);
+      }
     }
+    group = std::move(next);
   }
   return group;
 }

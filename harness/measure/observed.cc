@@ -9,10 +9,8 @@ ObservedTensor::ObservedTensor(const Dump& dump, const std::string& name)
       name_(name),
       claim_(&dump.manifest.tensors.at(name)),
       mesh_(&dump.manifest.meshes.Of(claim_->mesh)) {
-  const std::size_t underscore = name.rfind('_');
-  const char first = underscore + 1 < name.size() ? name[underscore + 1] : ' ';
-  // A vector over experts (gate_bias_E) is one slice: a single number has no norm to speak of.
-  has_units_ = claim_->shape.size() > 1 && (first == 'T' || first == 'E');
+  has_units_ = TensorOf(name).unit != Unit::kWhole;
+  holder_of_rank_.resize(static_cast<std::size_t>(mesh_->WorldSize()));
   const std::vector<Axis> partial = PartialAxes();
   for (std::int64_t rank = 0; rank < mesh_->WorldSize(); ++rank) {
     const auto group = mesh_->GroupOf(rank, partial);
@@ -25,13 +23,16 @@ ObservedTensor::ObservedTensor(const Dump& dump, const std::string& name)
               static_cast<std::int64_t>(i);
         }
       }
+      for (const std::int64_t of_holder : group) {
+        holder_of_rank_[static_cast<std::size_t>(of_holder)] = holders_.size();
+      }
       holders_.push_back(std::move(holder));
     }
   }
 }
 
 bool ObservedTensor::UnitsAreTokens() const {
-  return has_units_ && name_[name_.rfind('_') + 1] == 'T';
+  return TensorOf(name_).unit == Unit::kToken;
 }
 
 std::vector<Axis> ObservedTensor::PartialAxes() const {
@@ -76,16 +77,15 @@ std::vector<double> ObservedTensor::ReadUnit(const Holder& holder, std::int64_t 
 std::vector<std::size_t> ObservedTensor::Replicas(std::size_t index, const Mesh& mesh,
                                                   const std::vector<Axis>& axes) const {
   std::vector<std::size_t> replicas;
+  std::vector<bool> is_known(holders_.size(), false);
   for (const std::int64_t rank : mesh.GroupOf(holders_[index].ranks.front(), axes)) {
-    const auto holder = std::find_if(holders_.begin(), holders_.end(), [&](const Holder& h) {
-      return std::find(h.ranks.begin(), h.ranks.end(), rank) != h.ranks.end();
-    });
-    const auto place = static_cast<std::size_t>(holder - holders_.begin());
-    if (holder->slice != holders_[index].slice) {
+    const std::size_t holder = holder_of_rank_[static_cast<std::size_t>(rank)];
+    if (holders_[holder].slice != holders_[index].slice) {
       return {};
     }
-    if (std::find(replicas.begin(), replicas.end(), place) == replicas.end()) {
-      replicas.push_back(place);
+    if (!is_known[holder]) {
+      is_known[holder] = true;
+      replicas.push_back(holder);
     }
   }
   return replicas;

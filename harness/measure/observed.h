@@ -53,6 +53,7 @@ class ObservedTensor {
   const Mesh* mesh_;
   bool has_units_;
   std::vector<Holder> holders_;
+  std::vector<std::size_t> holder_of_rank_;
 };
 
 }  // namespace moe

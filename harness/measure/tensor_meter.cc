@@ -1,6 +1,7 @@
 #include "harness/measure/tensor_meter.h"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "harness/measure/norms.h"
@@ -123,18 +124,24 @@ void TensorMeter::CompareReplicas(const Held& held, std::int64_t global_unit) {
     }
   }
   const auto& holders = observed().holders();
+  std::map<std::size_t, std::size_t> place_of;  // of a holder, among those that have the unit
   for (std::size_t i = 0; i < held.holders.size(); ++i) {
-    for (const std::size_t replica :
-         observed().Replicas(held.holders[i], observed().mesh(), replicating)) {
-      const auto place = std::find(held.holders.begin(), held.holders.end(), replica);
-      if (replica <= held.holders[i] || place == held.holders.end()) {
+    place_of[held.holders[i]] = i;
+  }
+  for (const auto& [first, i] : place_of) {
+    const auto replicas = observed().Replicas(first, observed().mesh(), replicating);
+    if (replicas.empty() || replicas.front() != first) {
+      continue;  // compared with the first of its group already
+    }
+    for (const std::size_t replica : replicas) {
+      const auto place = place_of.find(replica);
+      if (replica == first || place == place_of.end()) {
         continue;
       }
-      const auto& other = held.got[static_cast<std::size_t>(place - held.holders.begin())];
       const double known = tensor_.replicas ? tensor_.replicas->difference : 0.0;
-      if (const double norm = Distance(other, held.got[i]);
+      if (const double norm = Distance(held.got[place->second], held.got[i]);
           norm > std::max(known, 2.0 * held.allowed[i])) {
-        tensor_.replicas = {norm, holders[held.holders[i]].ranks, holders[replica].ranks,
+        tensor_.replicas = {norm, holders[first].ranks, holders[replica].ranks,
                             PlaceOf(global_unit, holders[replica])};
       }
     }

@@ -85,7 +85,7 @@ std::map<Dtype, Judgement> MeasureFault(const CaseSpec& spec, const StepGraph& g
   for (const Dtype dtype : spec.numerics.dtypes) {
     const RunDump run = MakeRunDump(spec, graph, dtype, outputs);
     judgements[dtype] = Judge(run.dump, inputs,
-                              {.contract = &graph.contract(),
+                              {.graph = &graph,
                                .calls = run.calls,
                                .idle_experts = spec.numerics.idle_experts,
                                .exact = spec.numerics.fill == Fill::kDyadic});
