@@ -34,10 +34,8 @@ die() { echo "setup.sh: $*" >&2; exit 2; }
 doing="starting"
 trap 'echo "setup.sh: stopped while $doing (line $LINENO)" >&2; exit 2' ERR
 
-# logged <command>: its output goes to the log, and to the screen only if it fails.
-logged() {
-  "$@" >"$log" 2>&1 </dev/null || { tail -n 30 "$log" >&2; die "failed while $doing; all of it: $log"; }
-}
+# shellcheck source=tools/packages.sh
+source tools/packages.sh
 
 # ---- options
 
@@ -78,37 +76,24 @@ mkdir -p "$build"
 # ---- Debian packages
 
 missing_packages() {
-  local tool package
-  for tool in g++:g++ cmake:cmake ninja:ninja-build ccache:ccache git:git python3:python3; do
-    command -v "${tool%%:*}" >/dev/null || echo "${tool##*:}"
-  done
+  lacking_commands g++:g++ cmake:cmake ninja:ninja-build ccache:ccache git:git python3:python3
   local packages=(libeigen3-dev nlohmann-json3-dev libfmt-dev libcli11-dev libtinyxml2-dev libssl-dev libgtest-dev)
+  # The tests of the file formats need it, from whichever python3 has it.
+  has_python_with_jsonschema || echo python3-jsonschema
   if [[ $judge_only == no ]]; then
     packages+=(libgloo-dev)
     # Debian ships ensurepip, which `python3 -m venv` needs, in python3-venv.
     python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv
   fi
-  command -v dpkg-query >/dev/null || return 0  # not Debian: CMake names what it cannot find
-  for package in "${packages[@]}"; do
-    [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || echo "$package"
-  done
+  lacking_packages "${packages[@]}"
 }
 
-install_packages() {
-  local packages as_root=()
-  mapfile -t packages < <(missing_packages)
-  [[ ${#packages[@]} -gt 0 ]] || return 0
-  command -v apt-get >/dev/null || die "please install: ${packages[*]} (these are Debian's names)"
-  if [[ $EUID -ne 0 ]]; then
-    command -v sudo >/dev/null || die "please install, as root: apt-get install ${packages[*]}"
-    as_root=(sudo)
-    sudo -n true 2>/dev/null || sudo -v || die "sudo refused; please install, as root: apt-get install ${packages[*]}"
-  fi
-  say "installing Debian packages: ${packages[*]} (about a minute; log in build/setup.log)"
-  doing="installing Debian packages"
-  as_root+=(env DEBIAN_FRONTEND=noninteractive apt-get -q -y)
-  logged "${as_root[@]}" update
-  logged "${as_root[@]}" install --no-install-recommends "${packages[@]}"
+has_python_with_jsonschema() {
+  local python
+  for python in $(type -aP python3); do
+    if "$python" -c 'import jsonschema' 2>/dev/null; then return 0; fi
+  done
+  return 1
 }
 
 # ---- LibTorch
@@ -237,7 +222,8 @@ job_count() {
   echo "$count"
 }
 
-install_packages
+mapfile -t missing < <(missing_packages)
+install_packages "${missing[@]}"
 if [[ $judge_only == no ]]; then find_libtorch; fi
 configure
 doing="building"
