@@ -124,11 +124,12 @@ std::string Sha256OfFile(const std::string& path) {
 
 Golden ParseGolden(const Json& json, const std::string& path) {
   const JsonNode root(json, path);
-  root.OnlyKeys({"schema", "case", "case_sha256", "made_by", "smallest_logit_margin", "reference",
-                 "tolerances"});
+  root.OnlyKeys(
+      {"schema", "case_sha256", "made_by", "smallest_logit_margin", "reference", "tolerances"});
   if (const JsonNode schema = root.At("schema"); schema.Integer() != 1) {
     schema.Fail(fmt::format("is {}; this moegate reads schema 1", schema.Integer()));
   }
+  root.At("made_by").String();
   const JsonNode margin = root.At("smallest_logit_margin");
   Golden golden{.case_sha256 = root.At("case_sha256").String(),
                 .smallest_logit_margin = margin.value().is_null() ? INFINITY : NonNegative(margin)};
@@ -138,8 +139,9 @@ Golden ParseGolden(const Json& json, const std::string& path) {
   }
   for (const auto& [name, node] : root.At("tolerances").Members()) {
     const auto dtype = DtypeFromText(name);
-    if (!dtype) {
-      node.Fail(fmt::format("\"{}\" is no dtype; use float64, float32 or bfloat16", name));
+    if (dtype != Dtype::kFloat64 && dtype != Dtype::kFloat32 && dtype != Dtype::kBfloat16) {
+      node.Fail(
+          fmt::format("\"{}\" is no dtype of a case; use float64, float32 or bfloat16", name));
     }
     for (const auto& [tensor, entry] : node.Members()) {
       golden.tolerances[*dtype][tensor] = ParseTolerance(entry);

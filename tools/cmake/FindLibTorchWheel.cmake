@@ -15,7 +15,16 @@ foreach(_file lib/libtorch_cpu.so lib/libc10.so include/ATen/ATen.h)
                         "downloads it, or pass -DMOEGATE_TORCH_DIR=<folder>, or -DMOEGATE_STEP=OFF to judge dumps only.")
   endif()
 endforeach()
-message(STATUS "LibTorch: ${MOEGATE_TORCH_DIR}")
+# Where the version stands depends on it.
+foreach(_file include/torch/headeronly/version.h include/torch/csrc/api/include/torch/version.h)
+  if(EXISTS "${MOEGATE_TORCH_DIR}/${_file}")
+    file(STRINGS "${MOEGATE_TORCH_DIR}/${_file}" _parts REGEX "#define TORCH_VERSION_(MAJOR|MINOR|PATCH) ")
+    list(TRANSFORM _parts REPLACE "[^0-9]+" "")
+    list(JOIN _parts "." MOEGATE_TORCH_VERSION)
+    break()
+  endif()
+endforeach()
+message(STATUS "LibTorch: ${MOEGATE_TORCH_VERSION} in ${MOEGATE_TORCH_DIR}")
 
 # The wheel has Gloo's code but not its headers, which ProcessGroupGloo.hpp includes.
 find_path(MOEGATE_GLOO_INCLUDE_DIR gloo/common/logging.h HINTS ${MOEGATE_TORCH_DIR}/include)

@@ -20,6 +20,12 @@ COMMANDS = ("list", "explain", "check", "inputs", "run", "mutate", "soak", "rege
 
 
 class ExitStatusTest(unittest.TestCase):
+    folder: pathlib.Path
+    clean: pathlib.Path
+    faulty: pathlib.Path
+    golden: pathlib.Path
+    strict: pathlib.Path
+
     @classmethod
     def setUpClass(cls):
         folder = tempfile.TemporaryDirectory()
@@ -27,7 +33,7 @@ class ExitStatusTest(unittest.TestCase):
         cls.folder = pathlib.Path(folder.name)
         for name, fault in (("clean", []), ("faulty", ["--fault=drop d_gate_ED@tp"])):
             subprocess.run([MOEGATE, "run", STEP, "--dtype=float32", *fault, "--dump", cls.folder / name], cwd=ROOT,
-                           stdout=subprocess.DEVNULL, timeout=100)
+                           check=False, stdout=subprocess.DEVNULL, timeout=100)
         cls.clean = cls.dump_below("clean")
         cls.faulty = cls.dump_below("faulty")
         cls.golden = cls.folder / "golden"
@@ -56,7 +62,7 @@ class ExitStatusTest(unittest.TestCase):
 
     def assert_status(self, status, *arguments, stdout=subprocess.PIPE):
         done = subprocess.run([MOEGATE, *map(str, arguments)], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stdout,
-                              stderr=subprocess.PIPE, text=True, timeout=100)
+                              check=False, stderr=subprocess.PIPE, text=True, timeout=100)
         told = f"moegate {' '.join(map(str, arguments))}\n{done.stdout}{done.stderr}"
         self.assertEqual(done.returncode, status, told)
         return done.stdout, done.stderr
@@ -92,7 +98,8 @@ class ExitStatusTest(unittest.TestCase):
     def test_unknown_option(self):
         for command in COMMANDS:
             with self.subTest(command=command):
-                needed = {"explain": [STEP], "check": [self.clean], "inputs": [CASE, "--out", self.folder / "no"]}
+                needed: dict[str, list] = {
+                    "explain": [STEP], "check": [self.clean], "inputs": [CASE, "--out", self.folder / "no"]}
                 self.assert_refused("--nonsense", command, *needed.get(command, []), "--nonsense")
 
     def test_unknown_case(self):

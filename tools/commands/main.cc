@@ -11,6 +11,7 @@
 #include "harness/base/error.h"
 #include "tools/commands/commands.h"
 #include "tools/commands/keep_memory.h"
+#include "tools/commands/version.h"
 
 namespace moe {
 namespace {
@@ -34,6 +35,7 @@ int Main(int argc, char** argv) {
       "moegate");
   app.require_subcommand(1);
   app.fallthrough();
+  app.set_version_flag("--version", ToText(ThisVersion()), "Which moegate this is, and its parts");
   app.add_option("--cases", common.cases_folder, "Folder of case files")->capture_default_str();
   app.add_option("--golden", common.golden_folder, "Folder of golden files")->capture_default_str();
   RegisterList(app, common, status);

@@ -4,6 +4,8 @@
 
 #include <CLI/CLI.hpp>
 
+#include "tools/commands/version.h"
+
 namespace moe {
 
 void AddOutput(CLI::App& command, OutputOptions& output) {
@@ -14,8 +16,10 @@ void AddOutput(CLI::App& command, OutputOptions& output) {
 int Finish(const std::vector<Result>& results, std::int64_t listed, const OutputOptions& output) {
   const Summary summary = Summarize(results, listed);
   if (output.json) {
-    fmt::print("{}\n",
-               ToJson(results, summary).dump(2, ' ', false, Json::error_handler_t::replace));
+    Json json = ToJson(results, summary);
+    const Version version = ThisVersion();
+    json["moegate"] = {{"version", version.version}, {"commit", version.commit}};
+    fmt::print("{}\n", json.dump(2, ' ', false, Json::error_handler_t::replace));
   } else {
     fmt::print("{}\n", ToText(summary));
   }

@@ -22,6 +22,8 @@ OTHER_STEP = "issues/torchtitan-2387@dp2.tp3.ep2.etp1"
 
 
 class RunProducerTest(unittest.TestCase):
+    dumps: str
+
     @classmethod
     def setUpClass(cls):
         folder = tempfile.TemporaryDirectory()
@@ -39,7 +41,7 @@ class RunProducerTest(unittest.TestCase):
 
     def run_moegate(self, *arguments, **environment):
         return subprocess.run([MOEGATE, "run", *arguments], env=self.environment | environment, cwd=self.folder,
-                              capture_output=True, text=True, timeout=100)
+                              check=False, capture_output=True, text=True, timeout=100)
 
     def results(self, do, *arguments, select=(STEP,)):
         """Exit status and results of a run in which the producer does all of `do`, one after the other."""
@@ -79,7 +81,7 @@ class RunProducerTest(unittest.TestCase):
             with open("/dev/full", "w") as full:
                 done = subprocess.run([MOEGATE, "run", STEP, "--producer", FAKE, "--producer-option", "do=right",
                                        *json_or_text], env=self.environment, stdout=full, stderr=subprocess.PIPE,
-                                      text=True, timeout=100)
+                                      check=False, text=True, timeout=100)
             self.assertEqual(done.returncode, 2)
             self.assertIn("standard output: cannot be written", done.stderr)
 
@@ -142,7 +144,7 @@ class RunProducerTest(unittest.TestCase):
         process = subprocess.Popen([MOEGATE, "run", *arguments], pass_fds=[write_end], cwd=self.folder,
                                    env=self.environment | {"FAKE_PIPE": str(write_end)},
                                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        self.addCleanup(process.stderr.close)
+        self.addCleanup(lambda: process.stderr and process.stderr.close())
         os.close(write_end)
         pipe = os.fdopen(read_end)
         self.addCleanup(pipe.close)
