@@ -75,8 +75,7 @@ at::Tensor WithGarbageWhereZero(const at::Tensor& gradient_EFD) {
 }  // namespace
 
 bool FaultyCommunicator::IsAt(const Reduction& reduction) const {
-  return fault_.kind == Kind::kDropAll ? IsOfParameter(reduction)
-                                       : reduction == fault_.reduction;
+  return fault_.kind == Kind::kDropAll ? IsOfParameter(reduction) : reduction == fault_.reduction;
 }
 
 at::Tensor FaultyCommunicator::AllReduceSum(const Reduction& reduction, const at::Tensor& input,

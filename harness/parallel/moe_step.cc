@@ -51,7 +51,9 @@ class RankStep {
   double DataParallelRanks() const {
     return static_cast<double>(layout_.dp_replicate * layout_.dp_shard * layout_.cp);
   }
-  bool AveragesOverDp() const { return request_.graph->program().dp_reduction == DpReduction::kMean; }
+  bool AveragesOverDp() const {
+    return request_.graph->program().dp_reduction == DpReduction::kMean;
+  }
 
   const StepRequest& request_;
   const Model& model_;

@@ -24,8 +24,19 @@ import megatron_layer
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
-from moegate_dump import (HUGGING_FACE, HUGGING_FACE_TRANSPOSED, MEGATRON, MEGATRON_SHARDS, TORCHTITAN, DumpError,
-                          Holds, Layout, Skip, capture, load_inputs)
+from moegate_dump import (
+    HUGGING_FACE,
+    HUGGING_FACE_TRANSPOSED,
+    MEGATRON,
+    MEGATRON_SHARDS,
+    TORCHTITAN,
+    DumpError,
+    Holds,
+    Layout,
+    Skip,
+    capture,
+    load_inputs,
+)
 from moegate_dump.names import find
 from moegate_dump.placement import shard_of
 from moegate_dump.problem import mesh_of
@@ -222,7 +233,8 @@ class WithProblem(unittest.TestCase):
 
     def judged(self, word, *sentences):
         """Checks the dump, and that the verdict starts with `word` and has the sentences; returns the manifest."""
-        done = subprocess.run([MOEGATE, "check", self.dump], cwd=CLONE, capture_output=True, text=True)
+        done = subprocess.run([MOEGATE, "check", self.dump], cwd=CLONE, check=False, capture_output=True,
+                              text=True)
         self.assertTrue(done.stdout.startswith(word), done.stdout + done.stderr)
         for sentence in sentences:
             self.assertIn(sentence, done.stdout)
@@ -377,7 +389,7 @@ class NamesTest(WithProblem):
 
 class CaptureTest(WithProblem):
     def capture(self, **options):
-        layer, given = stepped(self.problem, list(range(self.problem.model["tokens"])))
+        _, given = stepped(self.problem, list(range(self.problem.model["tokens"])))
         given = {**given, "layout": Layout(), "problem": self.problem, **options}
         for name in [name for name, value in given.items() if value is None]:
             del given[name]
@@ -456,7 +468,7 @@ class RanksTest(WithProblem):
                   "options": {"do": do}} for do in todo]
         (self.folder / "steps.json").write_text(json.dumps({"deadline_s": deadline_s, "steps": steps}))
         done = subprocess.run([sys.executable, __file__, "--release", "1", "--steps", self.folder / "steps.json"],
-                              capture_output=True, text=True, timeout=200)
+                              check=False, capture_output=True, text=True, timeout=200)
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         self.assertEqual((done.returncode, lines[0]), (0, {"ready": True}), done.stderr)
         self.assertEqual([line["step"] for line in lines[1:]], list(range(len(todo))))

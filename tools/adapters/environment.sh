@@ -13,7 +13,7 @@ die() { echo "environment.sh: $*" >&2; exit 2; }
 say() { echo "environment: $*" >&2; }
 trap 'die "stopped by what is said above (line $LINENO)"' ERR
 
-known() { (cd "$releases" && ls *-*.txt) | sed -n 's/^\(.*\)-\([0-9.]*\)\.txt$/\1==\2/p' | grep -v '^torch==' | paste -sd' '; }
+known() { (cd "$releases" && ls -- *-*.txt) | sed -n 's/^\(.*\)-\([0-9.]*\)\.txt$/\1==\2/p' | grep -v '^torch==' | paste -sd' '; }
 
 usage() {
   cat <<HELP

@@ -43,8 +43,9 @@ from moegate_dump.problem import parameters_of
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-_KEYS = {"layout": str, "model": dict, "producer": str, "scale": (int, float), "tokens": list, "casts": dict,
-         "versions": dict, "problem": str}
+_KEYS: dict[str, type | tuple[type, ...]] = {
+    "layout": str, "model": dict, "producer": str, "scale": (int, float), "tokens": list, "casts": dict,
+    "versions": dict, "problem": str}
 _SIZES = ("tokens", "d_model", "d_expert", "experts", "top_k")
 
 
@@ -118,6 +119,12 @@ def _sizes(file: Path) -> dict:
     return sizes
 
 
+def _tensors(name: str) -> tuple[str, ...]:
+    """What a parameter of Megatron's layer holds; nothing where it is none."""
+    named = find(MEGATRON, name)
+    return named.holds.tensors if named else ()
+
+
 def _read(file, rank, layout, model, problem, tokens, sizes):
     """One rank's part of the dump."""
     try:
@@ -129,7 +136,7 @@ def _read(file, rank, layout, model, problem, tokens, sizes):
         kind, _, name = key.partition(":")
         if key in ("x", "d_y", "y", "d_x"):
             rows[key] = value
-        elif kind in ("grad", "weight") and find(MEGATRON, name):
+        elif kind in ("grad", "weight") and _tensors(name):
             (gradients if kind == "grad" else weights)[name] = value
         else:
             raise DumpError(f'{file}: "{key}" is nothing of an MoE layer of Megatron; use grad:NAME or weight:NAME, '
@@ -146,13 +153,13 @@ def _read(file, rank, layout, model, problem, tokens, sizes):
             raise DumpError(f'{file}: "{key}" is not the problem\'s {whole} for tokens {tokens[0]} to {tokens[-1]} of '
                             "rank "
                             f'{rank}; give "tokens", or leave "problem" out')
-    held_weights = {tensor for name in weights for tensor in find(MEGATRON, name).holds.tensors}
+    held_weights = {tensor for name in weights for tensor in _tensors(name)}
     for tensor in () if problem else (*parameters_of(model), *(BUFFERS if model.get("expert_bias") else ())):
         if tensor not in held_weights:
             raise DumpError(f'{file} lacks the weight:NAME that is {tensor}; give all weights, or "problem"')
 
     # A parameter without a gradient is told to be missing.
-    expected = {name: None for name in weights if find(MEGATRON, name).holds.tensors[0] not in BUFFERS}
+    expected = {name: None for name in weights if _tensors(name)[0] not in BUFFERS}
     scale = sizes.get("scale", layout.dp_replicate * layout.dp_shard * layout.cp)
     return read_rank(
         rank, layout=layout, x=rows.get("x"), d_y=rows.get("d_y"), y=rows["y"], d_x=rows["d_x"], names=MEGATRON,

@@ -21,10 +21,9 @@ class MegatronCore:
         self.release = installed_release("megatron-core", release)
         # Its fused functions run as they are written: to compile them takes every start seconds, and a compiler.
         torch.compile = lambda function=None, **options: function or (lambda later: later)
-        import megatron.core.distributed as distributed
         import megatron.core.models.gpt.moe_module_specs as specs
-        import megatron.core.parallel_state as parallel_state
-        import megatron.core.transformer.transformer_config as transformer_config
+        from megatron.core import distributed, parallel_state
+        from megatron.core.transformer import transformer_config
 
         self.distributed, self.specs = distributed, specs
         self.parallel_state, self.transformer_config = parallel_state, transformer_config

@@ -51,7 +51,8 @@ def _uneven_all_gather(even):
         padded[:value.shape[0]] = value
         gathered = [torch.empty_like(padded) for _ in rows]
         even(gathered, padded, group=group)
-        for output, all_rows in zip(outputs, gathered):
+        for output, all_rows in zip(outputs, gathered, strict=True):
             output.copy_(all_rows[:output.shape[0]])
+        return None
 
     return all_gather

@@ -12,8 +12,8 @@ Started by `moegate run CASE --producer megatron-core==0.19.2`, by torchrun, or 
     build/moegate check dump
 """
 
-from moegate_dump.ranks import serve
 from megatron_layer import MegatronCore
+from moegate_dump.ranks import serve
 
 if __name__ == "__main__":
     serve(MegatronCore())

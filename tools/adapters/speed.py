@@ -84,7 +84,7 @@ def main() -> int:
     arguments = parser.parse_args()
     moegate = str((ROOT / arguments.build / "moegate").resolve())
     python = subprocess.run([str(ROOT / "tools/adapters/environment.sh"), f"torchtitan=={arguments.release}"],
-                            stdout=subprocess.PIPE, text=True)
+                            check=False, stdout=subprocess.PIPE, text=True)
     if python.returncode != 0:
         return 2  # it has said why
     # Memory, as moegate's own scratch folders are: a disk would be in the rows that write dumps.
@@ -102,7 +102,7 @@ def main() -> int:
                                       "torchtitan forked, one more step", "moegate run --backend=gloo",
                                       "moegate run --backend=threads")}
         for _ in range(arguments.runs):
-            for name, measured in zip(rows, (under_torchrun(), *forked(), ours("gloo"), ours("threads"))):
+            for name, measured in zip(rows, (under_torchrun(), *forked(), ours("gloo"), ours("threads")), strict=True):
                 rows[name].append(measured)
     finally:
         shutil.rmtree(scratch)

@@ -27,9 +27,9 @@ class Torchtitan02:
 
     def load(self, release: str) -> None:
         self.release = installed_release("torchtitan", release)
-        import torchtitan.distributed.parallel_dims as parallel_dims
-        import torchtitan.models.llama4.infra.parallelize as parallelize
-        import torchtitan.models.moe.moe as moe
+        from torchtitan.distributed import parallel_dims
+        from torchtitan.models.llama4.infra import parallelize
+        from torchtitan.models.moe import moe
 
         self.parallel_dims, self.parallelize, self.moe = parallel_dims, parallelize, moe
 
@@ -162,7 +162,7 @@ class Torchtitan02:
 
 
 def _counted_histc(histc):
-    def counted(values, bins, min, max):
+    def counted(values, bins, min, max):  # noqa: A002  as torch names them
         if values.is_floating_point():
             return histc(values, bins=bins, min=min, max=max)
         return torch.bincount(values, minlength=bins)

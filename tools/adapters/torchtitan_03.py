@@ -30,14 +30,9 @@ class Torchtitan03:
     def load(self, release: str) -> None:
         self.release = installed_release("torchtitan", release)
         import spmd_types
-        import torchtitan.distributed.fsdp as fsdp
-        import torchtitan.distributed.full_dtensor as full_dtensor
-        import torchtitan.distributed.parallel_dims as parallel_dims
-        import torchtitan.distributed.utils as utils
         import torchtitan.models.common.config_utils as config
-        import torchtitan.models.common.moe as moe
-        import torchtitan.models.common.moe_sharding as moe_sharding
-        import torchtitan.models.common.token_dispatcher as token_dispatcher
+        from torchtitan.distributed import fsdp, full_dtensor, parallel_dims, utils
+        from torchtitan.models.common import moe, moe_sharding, token_dispatcher
 
         self.spmd, self.fsdp, self.full_dtensor, self.parallel_dims = spmd_types, fsdp, full_dtensor, parallel_dims
         self.utils, self.config, self.moe, self.moe_sharding = utils, config, moe, moe_sharding
@@ -110,10 +105,10 @@ class Torchtitan03:
             exchange = self.token_dispatcher.all_to_all_single
             dispatcher._token_count_exchange = lambda self, counts, group, size: exchange(
                 counts.view(size, -1), None, None, group=self.ep_mesh)
-            dispatcher._dispatch_token_exchange = lambda self, rows, group, output, input: exchange(
-                rows, output, input, self.ep_mesh)
-            dispatcher._combine_token_exchange = lambda self, rows, group, input, output: exchange(
-                rows, input, output, self.ep_mesh)
+            dispatcher._dispatch_token_exchange = lambda self, rows, group, output, sent: exchange(
+                rows, output, sent, self.ep_mesh)
+            dispatcher._combine_token_exchange = lambda self, rows, group, sent, output: exchange(
+                rows, sent, output, self.ep_mesh)
         if step.dtype != torch.bfloat16:
             torch.Tensor.bfloat16 = lambda tensor: tensor
             self.moe.GroupedExperts._grouped_mm = _looped_grouped_mm

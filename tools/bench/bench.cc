@@ -155,8 +155,8 @@ double TimeThreads() {
   const Golden golden = ReadGolden("golden", spec);
   const auto run = [&] {
     const auto start = Clock::now();
-    const Result result = RunOnce(spec, GraphOf(spec, ParseLayout(kLayout, "moegate_bench")), Dtype::kFloat32,
-                                  inputs, std::nullopt, &golden, {});
+    const Result result = RunOnce(spec, GraphOf(spec, ParseLayout(kLayout, "moegate_bench")),
+                                  Dtype::kFloat32, inputs, std::nullopt, &golden, {});
     if (result.verdict != Verdict::kPass) {
       throw Error(result.id, result.text);
     }

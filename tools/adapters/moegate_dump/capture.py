@@ -88,7 +88,7 @@ def capture(folder, *, layout: Layout, x: torch.Tensor, d_y: torch.Tensor, y: to
     if world > 1:
         atexit.unregister(_let_gloo_finish)  # where this is not the first dump
         atexit.register(_let_gloo_finish)
-    named = dict(parameters if module is None else module.named_parameters())
+    named = dict(parameters or {}) if module is None else dict(module.named_parameters())
     ignored = dict.fromkeys(ignore, Holds())
     gradients = _read(agree, "gradient", full=full, read=lambda: {
         name: gradient(parameter) for name, parameter in named.items()
@@ -217,14 +217,15 @@ class _Reader:
     def read_gradients(self, dump, gradients, not_dumped):
         pieces, missing = {}, {}
         for name, value in gradients.items():
-            for tensor in self._named(name).holds.tensors:
+            named = self._named(name)
+            for tensor in named.holds.tensors:
                 # An expert bias chooses and is not learned by gradients, be it a buffer or a parameter.
                 if tensor in BUFFERS or f"d_{tensor}" in not_dumped:
                     continue
                 if value is None:
                     missing.setdefault(tensor, []).append(name)
                 else:
-                    pieces.setdefault(tensor, []).append(self._piece(tensor, name, value))
+                    pieces.setdefault(tensor, []).append(self._piece(named, tensor, name, value))
         for tensor in parameters_of(self.model):
             if tensor in missing:
                 others = len(missing[tensor]) - 1
@@ -243,7 +244,7 @@ class _Reader:
             named = find(self.names, name)
             for tensor in named.holds.tensors if named else ():
                 if tensor not in BUFFERS or self.model.get("expert_bias"):
-                    pieces.setdefault(tensor, []).append(self._piece(tensor, name, value, is_value=True))
+                    pieces.setdefault(tensor, []).append(self._piece(named, tensor, name, value, is_value=True))
         for tensor, of_tensor in pieces.items():
             dump.held[tensor] = self._joined(tensor, of_tensor, {})
 
@@ -257,9 +258,9 @@ class _Reader:
                                 "shared_gate missing in it?")
         return named
 
-    def _piece(self, tensor, name, value, is_value=False):
+    def _piece(self, named, tensor, name, value, is_value=False):
         """(expert number or None, local value, claims, scale) of one parameter's part of `tensor`."""
-        named, mesh = find(self.names, name), mesh_of(tensor)
+        mesh = mesh_of(tensor)
         own, scale = {}, 1.0
         if isinstance(value, DTensor):
             own, scale = claims_of(value, name, mesh, self.layout, self.rank, self.axes)
@@ -316,8 +317,8 @@ def _unfused(value, claims, tensor, holds: Holds, name):
     return value.unflatten(-2, (parts, rows // parts)).select(-3, at), claims
 
 
-def _described(name, held: _Held, model):
-    described = {"shape": shape_of(name, model), "mesh": mesh_of(name), "placements": held.claims}
+def _described(name, held: _Held, model) -> dict:
+    described: dict[str, object] = {"shape": shape_of(name, model), "mesh": mesh_of(name), "placements": held.claims}
     if held.scale != 1.0:
         described["scale"] = held.scale
     return described
@@ -408,21 +409,23 @@ class _Agreement:
 
     def on(self, action, both=False):
         """What action() returned on every rank; with `both` (own, shared) results, where only shared ones travel."""
-        own, said, cause = None, {"result": None}, None
+        own: object = None
+        said: dict[str, object] = {"result": None}
+        cause: Exception | None = None
         try:
             result = action()
             own, said["result"] = result if both else (None, result)
         except (DumpError, OSError) as error:
             said["error"], cause = str(error), error
-        except Exception as error:  # of a caller's `gradient`, say; the other ranks must not wait for this one
+        except Exception as error:  # noqa: BLE001  of a caller's `gradient`, say; the others must not wait for this rank
             said["error"], cause = f"{type(error).__name__}: {error}", error
-        answers = [said]
+        answers = [said] * self.world
         if self.world > 1:
-            answers = [None] * self.world
             dist.all_gather_object(answers, said, group=self.group)
         for rank, answer in enumerate(answers):
             if "error" in answer:
-                where = f"rank {rank}: " if self.world > 1 and "ranks 0 and" not in answer["error"] else ""
-                raise DumpError(where + answer["error"]) from cause
+                why = str(answer["error"])
+                where = f"rank {rank}: " if self.world > 1 and "ranks 0 and" not in why else ""
+                raise DumpError(where + why) from cause
         results = [answer["result"] for answer in answers]
         return (own, results) if both else results

@@ -23,12 +23,12 @@ class Layout:
     cp: int = 1
     tp: int = 1
     ep: int = 1
-    etp: int | None = None  # None: tp when ep is 1, else 1
+    etp: int = 0  # 0: tp when ep is 1, else 1
     sp: bool = True  # sequence parallelism: tokens are sharded over tp outside the layer
     local_batch: int = 1  # sequences per data-parallel rank
 
     def __post_init__(self):
-        if self.etp is None:
+        if not self.etp:
             object.__setattr__(self, "etp", self.tp if self.ep == 1 else 1)
         if self.world % (self.ep * self.etp) != 0:
             raise DumpError(f"layout: ep {self.ep} times etp {self.etp} does not divide the {self.world} ranks of "
@@ -36,18 +36,17 @@ class Layout:
 
     @staticmethod
     def parse(text: str) -> "Layout":
-        sizes = {}
+        sizes: dict[str, int] = {}
         for part in text.split("."):
             found = re.fullmatch(r"([a-z]+)(\d+)", part)
             if not found or found[1] not in _FIELDS or _FIELDS[found[1]] in sizes:
                 raise DumpError(f'layout "{text}": "{part}" is not a part, or stands twice; parts are '
                                 f"{', '.join(_FIELDS)} with a size, as in dp2.tp2.ep4.etp1")
             sizes[_FIELDS[found[1]]] = int(found[2])
-        if "sp" in sizes:
-            sizes["sp"] = sizes["sp"] != 0
-        if any(size < 1 for name, size in sizes.items() if name != "sp"):
+        sp = sizes.pop("sp", 1) != 0
+        if any(size < 1 for size in sizes.values()):
             raise DumpError(f'layout "{text}" has a size of 0')
-        return Layout(**sizes)
+        return Layout(**sizes, sp=sp)
 
     @property
     def world(self) -> int:

@@ -12,6 +12,7 @@ a dict; `{**HUGGING_FACE, "router.weight": "gate_ED"}` changes one line of a map
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import DumpError
@@ -37,7 +38,7 @@ class Holds:
         object.__setattr__(self, "interleaved", interleaved)
 
 
-NameMap = dict[str, "str | Holds"]
+NameMap = Mapping[str, str | Holds]
 
 TORCHTITAN: NameMap = {
     "router.gate.weight": "gate_ED",

@@ -91,7 +91,7 @@ def claims_of(tensor: DTensor, name: str, mesh: str, layout: Layout, rank: int,
     if device_mesh.mesh_dim_names is None:
         raise DumpError(f"{name}: its mesh has no names; give them to init_device_mesh(..., mesh_dim_names=...)")
     claims, scale = {}, 1.0
-    for i, (dim_name, placement) in enumerate(zip(device_mesh.mesh_dim_names, tensor.placements)):
+    for i, (dim_name, placement) in enumerate(zip(device_mesh.mesh_dim_names, tensor.placements, strict=True)):
         if device_mesh.size(i) == 1:
             continue
         if dim_name not in known:

@@ -12,6 +12,7 @@ order, {"step": i, "dump": folder}, {"step": i, "skipped": why} or {"step": i, "
 """
 
 import argparse
+import contextlib
 import ctypes
 import datetime
 import importlib.metadata
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -57,8 +59,11 @@ class Step:
 class Framework(Protocol):
     """What an adapter knows; one instance serves all steps."""
 
-    name: str  # "torchtitan"
-    options: dict[str, tuple[str, ...]]  # option -> values it may have, the default first
+    @property
+    def name(self) -> str: ...  # "torchtitan"
+
+    @property
+    def options(self) -> Mapping[str, tuple[str, ...]]: ...  # option -> values it may have, the default first
 
     def load(self, release: str) -> None:
         """Imports the framework, once, before any rank is forked. Throws DumpError when it is another release."""
@@ -210,7 +215,7 @@ def _fork_rank(framework, step, rank, scratch) -> int:
         status = 0
     except DumpError as error:
         (scratch / f"error-{rank}").write_text(str(error))
-    except BaseException:  # the rank ends here, whatever it was
+    except BaseException:  # noqa: BLE001  the rank ends here, whatever it was
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -275,7 +280,5 @@ def _end(ranks):
 
 def _signal(pid, number):
     for kill in (os.killpg, os.kill):  # the group is there only once the rank has made it
-        try:
+        with contextlib.suppress(ProcessLookupError):
             kill(pid, number)
-        except ProcessLookupError:
-            pass
