@@ -167,7 +167,7 @@ TEST_F(GoldenTest, RefusesWrongValuesAtTheirPlace) {
   EXPECT_EQ(complaint_after([](Json& json) { json["reference"]["y_TD"]["norm"] = -1; }),
             "#/reference/y_TD/norm: is negative");
   EXPECT_EQ(complaint_after([](Json& json) { json["tolerances"]["fp8"] = Json::object(); }),
-            "#/tolerances/fp8: \"fp8\" is no dtype; use float64, float32 or bfloat16");
+            "#/tolerances/fp8: \"fp8\" is no dtype of a case; use float64, float32 or bfloat16");
   EXPECT_EQ(complaint_after([](Json& json) { json["tolerances"]["float32"]["y_TD"].erase("why"); }),
             "#/tolerances/float32/y_TD: lacks the key \"why\"");
 }
