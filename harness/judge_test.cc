@@ -634,6 +634,16 @@ TEST(Judge, ComparesCountsExactly) {
   EXPECT_EQ(finding.ranks, (Ranks{0, 1}));
 }
 
+// A golden file of the step's problem, which allows what the error model does.
+Golden GoldenOf(const Step& step) {
+  ReferenceSums sums;
+  for (const TensorInfo& result : ResultsOf(step.manifest.model)) {
+    sums.Add(result.name, step.whole.at(result.name), /*first=*/0);
+  }
+  return {.smallest_logit_margin = step.Routing().logit_margin_T.minCoeff(),
+          .reference = sums.ByTensor()};
+}
+
 TEST(Judge, RefusesValuesStoredMoreCoarselyThanTheyClaim) {
   Step step("tp2");
   step.Run().stored_in_float32 = "d_w1_EFD";
@@ -650,7 +660,7 @@ TEST(Judge, RefusesValuesStoredMoreCoarselyThanTheyClaim) {
   EXPECT_EQ(step.FindingOf("d_w3_EFD").verdict, Verdict::kFail);
   step.manifest.tensors.at("d_w1_EFD").placements[Axis::kEtp] = Partial();
   EXPECT_EQ(step.FindingOf("d_w3_EFD").verdict, Verdict::kPass);
-  Golden golden;  // which speaks of a step that stores nothing so
+  Golden golden = GoldenOf(step);  // which speaks of a step that stores nothing so
   golden.tolerances[Dtype::kFloat64]["d_w3_EFD"] = {.tolerance = 1e-14};
   EXPECT_EQ(step.FindingOf("d_w3_EFD", {.golden = &golden}).verdict, Verdict::kPass);
   EXPECT_EQ(RoundingOf(step.manifest).reduce, UnitRoundoff(Dtype::kFloat32));
@@ -729,12 +739,7 @@ TEST(DumpedProblem, IsFinite) {
 // A golden file that allows d_gate_ED in bfloat16 a relative error of 1e-3, less than its bound.
 Golden NarrowGolden(Step& step) {
   step.manifest.dtype = Dtype::kBfloat16;
-  double squares = 0.0;
-  for (const double value : step.whole.at("d_gate_ED")) {
-    squares += value * value;
-  }
-  Golden golden;
-  golden.reference["d_gate_ED"] = {.norm = std::sqrt(squares)};
+  Golden golden = GoldenOf(step);
   golden.tolerances[Dtype::kBfloat16]["d_gate_ED"] = {.tolerance = 1e-3};
   return golden;
 }
@@ -774,8 +779,23 @@ TEST(Judge, RefusesTheGoldenFileOfAnotherProblem) {
   Step step("tp2");
   Golden golden = NarrowGolden(step.Run());
   golden.reference["d_gate_ED"].norm *= 1.001;
+  EXPECT_TRUE(
+      Has(ErrorOf([&] { step.Judge({.golden = &golden}); }),
+          "dump: is not the problem of its golden file: the reference's d_gate_ED has norm"));
+}
+
+// All that their order changes is the order of the results' rows.
+TEST(Judge, RefusesTheGoldenFileOfTheSameTokensInAnotherOrder) {
+  Step right("tp2");
+  const Golden golden = GoldenOf(right.Run());
+  Step step("tp2");
+  for (const char* name : {"x_TD", "d_y_TD"}) {
+    Values& rows = step.problem[name];
+    std::rotate(rows.begin(), rows.begin() + 8, rows.end());
+  }
+  step.Run();
   EXPECT_TRUE(Has(ErrorOf([&] { step.Judge({.golden = &golden}); }),
-                  "is not the problem of its golden file"));
+                  "the reference's d_x_TD has the same norm and, with signs, the sum"));
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ Manifest MakeManifest(const CaseSpec& spec, const StepGraph& graph, Dtype dtype)
       .model = spec.model,
       .dtype = dtype,
       // Finer than a foreign step's may be: logits never leave the score dtype.
-      .casts = {{"scores_TE", dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32}},
+      .casts = {{tensor::scores_TE, dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32}},
       .case_name = spec.name};
   for (const ContractTensor& result : contract.tensors) {
     if (result.result) {

@@ -99,6 +99,7 @@ inline constexpr char gate_bias_E[] = "gate_bias_E";
 inline constexpr char expert_bias_E[] = "expert_bias_E";
 inline constexpr char y_TD[] = "y_TD";
 inline constexpr char d_x_TD[] = "d_x_TD";
+inline constexpr char d_gate_ED[] = "d_gate_ED";
 inline constexpr char topk_expert_TK[] = "topk_expert_TK";
 inline constexpr char tokens_per_expert_E[] = "tokens_per_expert_E";
 inline constexpr char logits_TE[] = "logits_TE";

@@ -488,9 +488,14 @@ void Cataloguer::BetweenCollectives() {
     Plant({.kind = Kind::kSplitRows}, "FC18", {});
   }
   if (layout_.SplitsTokensOverTp()) {
+    // It is the scores' gradient that leaks.
     std::vector<Answer> answers;
-    for (const char* name : {"d_x_TD", "d_gate_ED", "d_gate_bias_E"}) {
-      answers.push_back({name, {.cause = Cause::kLeakedSlots, .axes = {Axis::kTp}}});
+    for (const ContractTensor& result : contract_.tensors) {
+      const auto paths = TensorOf(result.name).paths;
+      if (std::any_of(paths.begin(), paths.end(),
+                      [](Path path) { return path == Path::kGate || path == Path::kScores; })) {
+        answers.push_back({result.name, {.cause = Cause::kLeakedSlots, .axes = {Axis::kTp}}});
+      }
     }
     Plant({.kind = Kind::kLeakSlots}, "FC16", std::move(answers));
   }

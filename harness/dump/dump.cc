@@ -79,7 +79,7 @@ void CheckExactlyHolds(const SafetensorsFile& file, const std::map<std::string, 
                   fmt::format("has shape {}; {} {}", ToText(tensor.shape), wanted.why,
                               ToText(wanted.shape)));
     }
-    const bool integer = name == "topk_expert_TK" || name == "tokens_per_expert_E";
+    const bool integer = TensorOf(name).IsInteger();
     if (IsFloat(tensor.dtype) == integer) {
       throw Error(
           file.name() + "#/" + name,

@@ -152,7 +152,10 @@ void WriteJsonFile(const std::string& path, const Json& json) {
     // Texts may quote what is not UTF-8, such as the name of a folder.
     file << json.dump(2, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace) << '\n';
     if (!file.flush()) {
-      throw Error(path, fmt::format("cannot be written: {}", std::strerror(errno)));
+      const std::string why = std::strerror(errno);
+      std::error_code code;
+      std::filesystem::remove(temporary, code);
+      throw Error(path, fmt::format("cannot be written: {}", why));
     }
   }
   std::error_code code;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <openssl/sha.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -173,6 +174,55 @@ Golden ReadGolden(const std::string& folder, const CaseSpec& spec) {
     }
   }
   return golden;
+}
+
+void ReferenceSums::Add(const std::string& tensor, std::span<const double> elements,
+                        std::int64_t first) {
+  Sums& sums = sums_[tensor];
+  auto index = static_cast<std::uint64_t>(first);
+  for (const double element : elements) {
+    // One bit of the index times an odd number near 2^64 over the golden ratio: no period.
+    const bool is_minus = (index++ * 0x9e3779b97f4a7c15ULL >> 40U & 1U) != 0;
+    sums.squares += element * element;
+    sums.with_signs += is_minus ? -element : element;
+  }
+}
+
+std::map<std::string, GoldenReference> ReferenceSums::ByTensor() const {
+  std::map<std::string, GoldenReference> references;
+  for (const auto& [tensor, sums] : sums_) {
+    references[tensor] = {.norm = std::sqrt(sums.squares), .digest = sums.with_signs};
+  }
+  return references;
+}
+
+void CheckProblem(const Golden& golden, const ReferenceSums& reference,
+                  double smallest_logit_margin, const std::string& where) {
+  constexpr double kSame = 1e-5;         // norms and digests have seven digits in the file,
+  constexpr double kSameMargin = 0.006;  // the margin three
+  const auto require = [&](bool same, const std::string& what, double here, double there) {
+    if (!same) {
+      throw Error(where, fmt::format("is not the problem of its golden file: {} {:.6e} here and "
+                                     "{:.6e} there; other inputs, or a golden file to regenerate",
+                                     what, here, there));
+    }
+  };
+  const std::map<std::string, GoldenReference> now = reference.ByTensor();
+  for (const auto& [tensor, then] : golden.reference) {
+    const auto found = now.find(tensor);
+    const GoldenReference here = found == now.end() ? GoldenReference{} : found->second;
+    require(std::abs(here.norm - then.norm) <= kSame * then.norm,
+            fmt::format("the reference's {} has norm", tensor), here.norm, then.norm);
+    require(
+        std::abs(here.digest - then.digest) <= kSame * std::max(then.norm, std::abs(then.digest)),
+        fmt::format("the reference's {} has the same norm and, with signs, the sum", tensor),
+        here.digest, then.digest);
+  }
+  require(smallest_logit_margin == golden.smallest_logit_margin ||
+              std::abs(smallest_logit_margin - golden.smallest_logit_margin) <=
+                  kSameMargin * golden.smallest_logit_margin,
+          "the least decided choice of experts has the margin", smallest_logit_margin,
+          golden.smallest_logit_margin);
 }
 
 Json ToJson(const Golden& golden) {

@@ -2,8 +2,10 @@
 // Written by the tool alone.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "harness/base/dtype.h"
@@ -41,7 +43,24 @@ double FaultStep(double measured);
 
 struct GoldenReference {
   double norm = 0.0;
-  double digest = 0.0;  // a sum over the elements with fixed signs, which no permutation keeps
+  double digest = 0.0;  // a sum over the elements with fixed signs, which hardly any other order of
+                        // them gives again
+};
+
+// What the reference gives of its results, as it gives them: whole, or slice by slice.
+class ReferenceSums {
+ public:
+  // Adds the elements of a tensor from its `first` on, row by row.
+  void Add(const std::string& tensor, std::span<const double> elements, std::int64_t first);
+
+  std::map<std::string, GoldenReference> ByTensor() const;
+
+ private:
+  struct Sums {
+    double squares = 0.0;
+    double with_signs = 0.0;
+  };
+  std::map<std::string, Sums> sums_;
 };
 
 struct Golden {
@@ -60,6 +79,12 @@ std::string GoldenPath(const std::string& golden, const CaseSpec& spec);
 Json ToJson(const Golden& golden);
 Golden ParseGolden(const Json& json,
                    const std::string& path);  // all checks but those against the case
+
+// A golden file speaks of one problem: throws Error(where, ...) unless the reference gives of the
+// problem at hand what it gave when the file was made. Norms and digests agree to 1e-5 of the norm,
+// the margin to the digits that the file has.
+void CheckProblem(const Golden& golden, const ReferenceSums& reference,
+                  double smallest_logit_margin, const std::string& where);
 
 // SHA-256 of a file's bytes, in hex.
 std::string Sha256OfFile(const std::string& path);

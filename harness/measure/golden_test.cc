@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -208,6 +209,68 @@ TEST(FaultStep, DecidesHalvesByMoreThanTheLastBit) {
   EXPECT_EQ(FaultStep(0.875 - 1e-15), 0.88);
   EXPECT_EQ(FaultStep(0.8749), 0.87);
   EXPECT_EQ(FaultStep(2.0 / 3.0), 0.67);
+}
+
+TEST(ReferenceSums, OfSlicesAreThoseOfTheWhole) {
+  const std::vector<double> elements = {1.0, -2.0, 4.0, 8.0, 16.0, -32.0};
+  ReferenceSums whole;
+  whole.Add("d_w1_EFD", elements, 0);
+  ReferenceSums slices;
+  slices.Add("d_w1_EFD", std::span(elements).subspan(2), 2);
+  slices.Add("d_w1_EFD", std::span(elements).first(2), 0);
+  EXPECT_EQ(slices.ByTensor().at("d_w1_EFD").norm, whole.ByTensor().at("d_w1_EFD").norm);
+  EXPECT_EQ(slices.ByTensor().at("d_w1_EFD").digest, whole.ByTensor().at("d_w1_EFD").digest);
+}
+
+// What CheckProblem says of a reference of two elements and a margin, against a file that was made
+// of {3, 4} and a margin of 0.0383.
+std::string ComplaintAbout(const std::vector<double>& elements, double margin) {
+  ReferenceSums then;
+  then.Add("y_TD", std::vector<double>{3.0, 4.0}, 0);
+  ReferenceSums now;
+  now.Add("y_TD", elements, 0);
+  try {
+    CheckProblem({.smallest_logit_margin = 0.0383, .reference = then.ByTensor()}, now, margin,
+                 "dump");
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(CheckProblem, AcceptsWhatAgreesToTheDigitsOfTheFile) {
+  EXPECT_EQ(ComplaintAbout({3.00002, 4.00002}, 0.03834), "");
+}
+
+TEST(CheckProblem, RefusesAnotherNorm) {
+  EXPECT_EQ(ComplaintAbout({3.0, 4.001}, 0.0383),
+            "dump: is not the problem of its golden file: the reference's y_TD has norm "
+            "5.000800e+00 here and 5.000000e+00 there; other inputs, or a golden file to "
+            "regenerate");
+}
+
+TEST(CheckProblem, RefusesTheSameElementsInAnotherOrder) {
+  EXPECT_EQ(ComplaintAbout({4.0, 3.0}, 0.0383),
+            "dump: is not the problem of its golden file: the reference's y_TD has the same norm "
+            "and, with signs, the sum 1.000000e+00 here and -1.000000e+00 there; other inputs, or "
+            "a golden file to regenerate");
+}
+
+TEST(CheckProblem, RefusesAnotherMargin) {
+  EXPECT_EQ(ComplaintAbout({3.0, 4.0}, 0.0389),
+            "dump: is not the problem of its golden file: the least decided choice of experts has "
+            "the margin 3.890000e-02 here and 3.830000e-02 there; other inputs, or a golden file "
+            "to regenerate");
+}
+
+TEST(CheckProblem, RefusesADecisionWhereEveryExpertIsChosen) {
+  EXPECT_NE(ComplaintAbout({3.0, 4.0}, INFINITY), "");
+}
+
+TEST(CheckProblem, RefusesATensorThatTheReferenceDoesNotGive) {
+  ReferenceSums then;
+  then.Add("y_TD", std::vector<double>{3.0, 4.0}, 0);
+  EXPECT_THROW(CheckProblem({.reference = then.ByTensor()}, {}, 0.0, "dump"), Error);
 }
 
 }  // namespace

@@ -77,14 +77,14 @@ RoutingComparison CompareRouting(const Dump& dump, const reference::Problem& pro
                     own_routing.margin_bound_T[least]));
   }
   RoutingComparison comparison{.smallest_margin = own_routing.margin_T.minCoeff()};
-  if (!manifest.tensors.contains("topk_expert_TK")) {
+  if (!manifest.tensors.contains(tensor::topk_expert_TK)) {
     if (in_doubt) {
       comparison.in_doubt = MarginOf(own_routing, least);
     }
     return comparison;
   }
   comparison.compared = true;
-  const ObservedTensor observed(dump, "topk_expert_TK");
+  const ObservedTensor observed(dump, tensor::topk_expert_TK);
   reference::Routing routing = own_routing;
   std::set<std::int64_t> flipped;
   std::set<std::int64_t> tied;
@@ -135,10 +135,10 @@ RoutingComparison CompareRouting(const Dump& dump, const reference::Problem& pro
 
 std::optional<CountComparison> CompareCounts(const Dump& dump,
                                              const std::vector<std::int64_t>& tokens_per_expert_E) {
-  if (!dump.manifest.tensors.contains("tokens_per_expert_E")) {
+  if (!dump.manifest.tensors.contains(tensor::tokens_per_expert_E)) {
     return std::nullopt;
   }
-  const ObservedTensor observed(dump, "tokens_per_expert_E");
+  const ObservedTensor observed(dump, tensor::tokens_per_expert_E);
   CountComparison comparison;
   for (const ObservedTensor::Holder& holder : observed.holders()) {
     const std::vector<double> got = observed.ReadUnit(holder, 0);

@@ -5,46 +5,31 @@
 #include <gtest/gtest.h>
 
 #include <functional>
-#include <thread>
+#include <numeric>
 
 #include "harness/base/error.h"
-#include "harness/parallel/collective_function.h"
+#include "harness/parallel/ranks_under_test.h"
 
 namespace moe::parallel {
 namespace {
 
-// Runs body(rank, group) on `size` threads; returns what each of them threw, or "".
-std::vector<std::string> OnRanks(std::int64_t size, std::chrono::milliseconds deadline,
-                                 const std::function<void(std::int64_t, Group&)>& body) {
-  ThreadWorld world(deadline);
-  std::vector<std::int64_t> ranks;
-  for (std::int64_t rank = 0; rank < size; ++rank) {
-    ranks.push_back(rank);
-  }
-  std::vector<std::string> words(static_cast<std::size_t>(size));
-  std::vector<std::thread> threads;
-  for (const std::int64_t rank : ranks) {
-    threads.emplace_back([&, rank] {
-      try {
-        const auto group = world.Join(ranks, rank);
-        body(rank, *group);
-      } catch (const std::exception& error) {
-        words[static_cast<std::size_t>(rank)] = error.what();
-        world.Poison(error.what());
-      }
-    });
-  }
-  for (std::thread& thread : threads) {
-    thread.join();
-  }
-  return words;
+// Runs body(rank, group) on `size` ranks that are all in one group; returns what each of them
+// threw.
+std::vector<std::string> InOneGroup(std::int64_t size, std::chrono::milliseconds deadline,
+                                    const std::function<void(std::int64_t, Group&)>& body) {
+  std::vector<std::int64_t> ranks(static_cast<std::size_t>(size));
+  std::iota(ranks.begin(), ranks.end(), std::int64_t{0});
+  return OnRanks(size, deadline, [&](std::int64_t rank, ThreadWorld& world) {
+    const auto group = world.Join(ranks, rank);
+    body(rank, *group);
+  });
 }
 
 constexpr std::chrono::milliseconds kLong{10'000};
 
 TEST(ThreadGroup, SumsInRankOrderAlikeOnAllRanks) {
   std::vector<at::Tensor> sums(3);
-  OnRanks(3, kLong, [&](std::int64_t rank, Group& group) {
+  InOneGroup(3, kLong, [&](std::int64_t rank, Group& group) {
     sums[static_cast<std::size_t>(rank)] =
         group.AllReduceSum(at::full({4}, 0.1 * static_cast<double>(rank + 1), at::kDouble));
   });
@@ -54,7 +39,7 @@ TEST(ThreadGroup, SumsInRankOrderAlikeOnAllRanks) {
 
 TEST(ThreadGroup, ReduceScatterKeepsTheRanksOwnRows) {
   std::vector<at::Tensor> rows(2);
-  OnRanks(2, kLong, [&](std::int64_t rank, Group& group) {
+  InOneGroup(2, kLong, [&](std::int64_t rank, Group& group) {
     rows[static_cast<std::size_t>(rank)] =
         group.ReduceScatterSum(at::arange(6, at::kDouble).view({6, 1}) + static_cast<double>(rank));
   });
@@ -63,7 +48,7 @@ TEST(ThreadGroup, ReduceScatterKeepsTheRanksOwnRows) {
 
 TEST(ThreadGroup, AllToAllExchangesUnevenRows) {
   std::vector<at::Tensor> got(2);
-  OnRanks(2, kLong, [&](std::int64_t rank, Group& group) {
+  InOneGroup(2, kLong, [&](std::int64_t rank, Group& group) {
     const std::vector<std::int64_t> send =
         rank == 0 ? std::vector<std::int64_t>{1, 2} : std::vector<std::int64_t>{0, 3};
     const std::vector<std::int64_t> receive =
@@ -76,7 +61,7 @@ TEST(ThreadGroup, AllToAllExchangesUnevenRows) {
 }
 
 TEST(ThreadGroup, RefusesShapesThatDifferOnEveryRank) {
-  const auto words = OnRanks(2, kLong, [](std::int64_t rank, Group& group) {
+  const auto words = InOneGroup(2, kLong, [](std::int64_t rank, Group& group) {
     group.AllReduceSum(at::zeros({3 + rank}, at::kDouble));
   });
   EXPECT_EQ(words[0],
@@ -86,7 +71,7 @@ TEST(ThreadGroup, RefusesShapesThatDifferOnEveryRank) {
 }
 
 TEST(ThreadGroup, RefusesDifferentOperations) {
-  const auto words = OnRanks(2, kLong, [](std::int64_t rank, Group& group) {
+  const auto words = InOneGroup(2, kLong, [](std::int64_t rank, Group& group) {
     rank == 0 ? group.AllReduceSum(at::zeros({2}, at::kDouble))
               : group.AllGather(at::zeros({2}, at::kDouble));
   });
@@ -95,35 +80,23 @@ TEST(ThreadGroup, RefusesDifferentOperations) {
 }
 
 TEST(ThreadGroup, EndsTheWaitForARankThatNeverComes) {
-  const auto words = OnRanks(2, std::chrono::milliseconds(50), [](std::int64_t rank, Group& group) {
-    if (rank == 0) {
-      group.AllReduceSum(at::zeros({2}, at::kDouble));
-    }
-  });
+  const auto words =
+      InOneGroup(2, std::chrono::milliseconds(50), [](std::int64_t rank, Group& group) {
+        if (rank == 0) {
+          group.AllReduceSum(at::zeros({2}, at::kDouble));
+        }
+      });
   EXPECT_EQ(words[0], "waited 50 ms in all_reduce for ranks 0, 1; 1 of 2 came");
 }
 
 TEST(ThreadGroup, PassesTheWordsOfAFailedRankToTheOthers) {
-  const auto words = OnRanks(3, kLong, [](std::int64_t rank, Group& group) {
+  const auto words = InOneGroup(3, kLong, [](std::int64_t rank, Group& group) {
     if (rank == 1) {
       throw Error("", "out of luck");
     }
     group.AllReduceSum(at::zeros({2}, at::kDouble));
   });
   EXPECT_EQ(words, (std::vector<std::string>{"out of luck", "out of luck", "out of luck"}));
-}
-
-TEST(CollectiveFunction, RunsTheBackwardThatStandsBesideIt) {
-  const at::Tensor x = at::ones({2, 2}, at::kDouble).requires_grad_();
-  bool contiguous = false;
-  const at::Tensor y = WithBackward(x, Identity, [&](const at::Tensor& d) {
-    contiguous = d.is_contiguous();
-    return d * 3.0;
-  });
-  y.backward(
-      at::ones({1, 1}, at::kDouble).expand({2, 2}));  // an expanded gradient, as sums make them
-  EXPECT_TRUE(contiguous);
-  EXPECT_TRUE(x.grad().equal(at::full({2, 2}, 3.0, at::kDouble)));
 }
 
 }  // namespace

@@ -18,9 +18,11 @@ std::string ClaimText(const Placement& placement) {
       return "R";
     case Placement::Kind::kPartial:
       return "P (summed here)";
-    default:
+    case Placement::Kind::kShard:
+    case Placement::Kind::kStridedShard:
       return ToText(placement);
   }
+  return "";
 }
 
 // "S(0) on ep, R on etp", axes of size 1 left out.
@@ -82,18 +84,18 @@ std::vector<std::string> DescribeGaps(const Manifest& manifest) {
     if (!manifest.tensors.contains(result.name)) {
       gaps.push_back(
           fmt::format("{}: {}", result.name, why(result.name, "not dumped, without a reason")));
-    } else if (result.name.starts_with("d_") && result.name != "d_x_TD" &&
+    } else if (TensorOf(result.name).IsOfParameter() &&
                !IsClaimed(manifest, result.name, Placement::Kind::kReplicate)) {
       alone.push_back(result.name);
     }
   }
-  if (!manifest.tensors.contains("topk_expert_TK")) {
+  if (!manifest.tensors.contains(tensor::topk_expert_TK)) {
     gaps.push_back(fmt::format("routing, but for its effects: topk_expert_TK: {}",
-                               why("topk_expert_TK", "not dumped")));
+                               why(tensor::topk_expert_TK, "not dumped")));
   }
-  if (!manifest.tensors.contains("tokens_per_expert_E")) {
+  if (!manifest.tensors.contains(tensor::tokens_per_expert_E)) {
     gaps.push_back(fmt::format("token counts: tokens_per_expert_E: {}",
-                               why("tokens_per_expert_E", "not dumped")));
+                               why(tensor::tokens_per_expert_E, "not dumped")));
   }
   if (!alone.empty() && manifest.WorldSize() > 1) {
     gaps.push_back(

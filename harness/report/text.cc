@@ -19,7 +19,9 @@ namespace {
 const Finding* WorstFinding(const Result& result) {
   const Finding* worst = nullptr;
   const auto order = [](const Finding& f) {
-    const int gate_first = f.tensor == "topk_expert_TK" ? 0 : f.tensor == "d_gate_ED" ? 1 : 2;
+    const int gate_first = f.tensor == tensor::topk_expert_TK ? 0
+                           : f.tensor == tensor::d_gate_ED    ? 1
+                                                              : 2;
     const bool is_named =
         f.explanation.cause != Cause::kUnexplained && f.explanation.cause != Cause::kNone;
     // What is no number is as wrong as can be.
@@ -67,7 +69,7 @@ std::string FineLine(const Result& result) {
   const Judgement& judgement = result.judgement;
   if (judgement.routing.compared &&
       std::all_of(judgement.findings.begin(), judgement.findings.end(), [](const Finding& f) {
-        return f.tensor != "topk_expert_TK" || f.verdict == Verdict::kPass;
+        return f.tensor != tensor::topk_expert_TK || f.verdict == Verdict::kPass;
       })) {
     parts.push_back(fmt::format("routing identical ({} slots, margin {:.1e})", judgement.slots,
                                 judgement.routing.smallest_margin));

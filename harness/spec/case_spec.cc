@@ -240,7 +240,10 @@ CaseSpec FindCase(const std::string& cases, const std::string& name) {
   for (const fs::path& file : FilesBelow(cases)) {
     names.push_back(NameBelow(cases, file));
   }
-  throw Error(name, fmt::format("is no case in {}; there are {}", cases, fmt::join(names, ", ")));
+  const std::vector<std::string_view> known(names.begin(), names.end());
+  throw Error(fmt::format("\"{}\"", name),
+              fmt::format("is no case in {}; the nearest is {}, and there are {}", cases,
+                          NearestOf(name, known), fmt::join(known, ", ")));
 }
 
 std::vector<CaseSpec> ReadCases(const std::string& cases) {

@@ -221,11 +221,11 @@ TEST_F(CaseSpecTest, FindsCasesByName) {
   ASSERT_EQ(specs.size(), 2U);
   EXPECT_EQ(specs[1].name, "issues/b");
   try {
-    FindCase(folder_, "issues/c");
+    FindCase(folder_, "issue/b");
     FAIL();
   } catch (const Error& error) {
-    EXPECT_EQ(error.what(),
-              "issues/c: is no case in " + folder_ + "; there are issues/a, issues/b");
+    EXPECT_EQ(error.what(), "\"issue/b\": is no case in " + folder_ +
+                                "; the nearest is issues/b, and there are issues/a, issues/b");
   }
 }
 

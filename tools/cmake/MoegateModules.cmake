@@ -30,5 +30,6 @@ function(moe_test file)
   get_filename_component(name ${file} NAME_WE)
   add_executable(${name} ${file})
   target_link_libraries(${name} PRIVATE ${arg_DEPS} GTest::gtest_main moe_warnings)
-  gtest_discover_tests(${name} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT 120)
+  # To say what tests there are a test starts, which takes LibTorch seconds on a busy machine.
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES LABELS "${arg_LABELS}" TIMEOUT 120)
 endfunction()

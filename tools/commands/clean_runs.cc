@@ -13,21 +13,6 @@ namespace {
 // Clean runs of these many problems beside the case's own, each with another seed.
 constexpr std::uint64_t kMoreSeeds = 2;
 
-// Runs without golden tolerances; an error of the machine ends the measurement.
-Judgement JudgeClean(const CaseSpec& spec, const Layout& layout, Dtype dtype,
-                     const InputGenerator& inputs, const std::string& backend) {
-  const Result result = RunOnce(spec, GraphOf(spec, layout), dtype, inputs, std::nullopt, nullptr,
-                                {.backend = backend, .worst_case = true});
-  if (result.verdict == Verdict::kError || result.verdict == Verdict::kSkipped) {
-    throw Error(result.id, result.text);
-  }
-  if (result.verdict == Verdict::kVacuous) {
-    throw Error(result.id,
-                fmt::format("{} in {}: {}", "proves nothing", ToText(dtype), Headline(result)));
-  }
-  return result.judgement;
-}
-
 void AddRatios(CleanRuns& clean, const TensorFigures& measured) {
   clean.ratio = std::max(clean.ratio, measured.ratio);
   clean.worst_case_ratio = std::max(clean.worst_case_ratio, measured.worst_case_ratio);
@@ -42,12 +27,30 @@ CaseSpec WithSeed(CaseSpec spec, std::uint64_t seed) {
 
 }  // namespace
 
+Figures RunClean(const CaseSpec& spec, const StepGraph& graph, Dtype dtype,
+                 const InputGenerator& inputs, const std::string& backend) {
+  const Result result = RunOnce(spec, graph, dtype, inputs, std::nullopt, nullptr,
+                                {.backend = backend, .worst_case = true});
+  if (result.verdict == Verdict::kError || result.verdict == Verdict::kSkipped) {
+    throw Error(result.id, result.text);
+  }
+  if (result.verdict == Verdict::kVacuous) {
+    throw Error(result.id,
+                fmt::format("proves nothing in {}: {}", ToText(dtype), Headline(result)));
+  }
+  return result.judgement.measured;
+}
+
 std::map<std::string, CleanRuns> MeasureCleanRuns(const CaseSpec& spec, Dtype dtype,
-                                                  const InputGenerator& inputs) {
+                                                  const InputGenerator& inputs,
+                                                  const CleanRun& run) {
+  std::vector<StepGraph> graphs;
+  for (const Layout& layout : spec.layouts) {
+    graphs.push_back(GraphOf(spec, layout));
+  }
   std::map<std::string, CleanRuns> tensors;
-  const auto add = [&](const Layout& layout, const std::string& backend) {
-    for (const auto& [tensor, measured] :
-         JudgeClean(spec, layout, dtype, inputs, backend).measured) {
+  const auto add = [&](const StepGraph& graph, const std::string& backend) {
+    for (const auto& [tensor, measured] : run(spec, graph, dtype, inputs, backend)) {
       CleanRuns& clean = tensors[tensor];
       AddRatios(clean, measured);
       clean.bound = std::max(clean.bound, measured.bound);
@@ -56,16 +59,15 @@ std::map<std::string, CleanRuns> MeasureCleanRuns(const CaseSpec& spec, Dtype dt
       clean.detectable_scale = std::max(clean.detectable_scale, measured.detectable_scale);
     }
   };
-  for (const Layout& layout : spec.layouts) {
-    add(layout, "threads");
+  for (const StepGraph& graph : graphs) {
+    add(graph, "threads");
   }
-  add(spec.layouts.front(), "gloo");
+  add(graphs.front(), "gloo");
   for (std::uint64_t more = 1; more <= kMoreSeeds; ++more) {
     const CaseSpec other = WithSeed(spec, spec.numerics.seed + more);
     const InputGenerator other_inputs(other);
-    for (const Layout& layout : spec.layouts) {
-      for (const auto& [tensor, measured] :
-           JudgeClean(other, layout, dtype, other_inputs, "threads").measured) {
+    for (const StepGraph& graph : graphs) {
+      for (const auto& [tensor, measured] : run(other, graph, dtype, other_inputs, "threads")) {
         CleanRuns& clean = tensors[tensor];
         AddRatios(clean, measured);
         clean.noise = std::max(clean.noise, measured.useful_ratio * clean.bound);

@@ -88,8 +88,7 @@ void PrintTolerances(const CommonOptions& common, const CaseSpec& spec) {
 }
 
 void Explain(const CommonOptions& common, const std::string& target) {
-  for (const SelectedCase& selected : Select(common.cases_folder, {target})) {
-    const CaseSpec& spec = selected.spec;
+  for (const CaseSpec& spec : Select(common.cases_folder, {target})) {
     const Model& m = spec.model;
     fmt::print("{}\n  {}\n  {}\n\n", spec.name, spec.why, spec.source);
     fmt::print("  T {} tokens, D {} d_model, F {} d_expert, E {} experts, K {} top_k, shared {}\n",
@@ -105,7 +104,7 @@ void Explain(const CommonOptions& common, const std::string& target) {
     fmt::print("  program: tp_backward {}, dp_reduction {}\n", ToText(spec.program.tp_backward),
                ToText(spec.program.dp_reduction));
     PrintTolerances(common, spec);
-    for (const Layout& layout : selected.layouts) {
+    for (const Layout& layout : spec.layouts) {
       const StepGraph graph = GraphOf(spec, layout);
       const StepContract& contract = graph.contract();
       fmt::print("\n{}@{}: {} ranks\n", spec.name, ToText(layout), layout.WorldSize());

@@ -21,29 +21,28 @@ struct ListCommand {
 
 void List(const CommonOptions& common, const ListCommand& command) {
   Json list = Json::array();
-  for (const SelectedCase& selected : Select(common.cases_folder, command.select)) {
+  for (const CaseSpec& spec : Select(common.cases_folder, command.select)) {
     std::vector<std::string> layouts;
-    for (const Layout& layout : selected.layouts) {
+    for (const Layout& layout : spec.layouts) {
       layouts.push_back(ToText(layout));
     }
     std::vector<std::string> dtypes;
-    for (const Dtype dtype : selected.spec.numerics.dtypes) {
+    for (const Dtype dtype : spec.numerics.dtypes) {
       dtypes.emplace_back(ToText(dtype));
     }
     if (command.json) {
       Json entry;
-      entry["case"] = selected.spec.name;
-      entry["source"] = selected.spec.source;
+      entry["case"] = spec.name;
+      entry["source"] = spec.source;
       entry["layouts"] = layouts;
       entry["dtypes"] = dtypes;
-      entry["must_catch"] = selected.spec.must_catch.size();
+      entry["must_catch"] = spec.must_catch.size();
       list.push_back(std::move(entry));
       continue;
     }
-    fmt::print("{}\n  {}\n", selected.spec.name, selected.spec.why);
+    fmt::print("{}\n  {}\n", spec.name, spec.why);
     fmt::print("  layouts {}\n  dtypes  {}   faults to tell {}\n\n", fmt::join(layouts, " "),
-               fmt::join(dtypes, " "),
-               selected.spec.must_catch.size() + selected.spec.must_pass.size());
+               fmt::join(dtypes, " "), spec.must_catch.size() + spec.must_pass.size());
   }
   if (command.json) {
     fmt::print("{}\n", list.dump(2));

@@ -30,7 +30,7 @@ struct MutateCommand {
 
 int Mutate(const CommonOptions& common, const MutateCommand& command) {
   const Campaign campaign =
-      RunCampaign(SelectSpecs(common.cases_folder, command.select, command.layout),
+      RunCampaign(Select(common.cases_folder, command.select, command.layout),
                   {.seeds = command.seeds,
                    .full = command.full,
                    .most = command.most,

@@ -187,8 +187,7 @@ int RunWithProducer(const CommonOptions& common, const RunCommand& command) {
   if (JobFromEnvironment()) {
     throw Error("--producer", "starts its ranks itself; run it without torchrun, srun or mpirun");
   }
-  const std::vector<CaseSpec> specs =
-      SelectSpecs(common.cases_folder, command.select, command.layout);
+  const std::vector<CaseSpec> specs = Select(common.cases_folder, command.select, command.layout);
   std::vector<Asked> all = AskAll(specs, command);
   const ScratchFolder scratch;
   PlaceFolders(all, scratch.path(), command.dump_folder);

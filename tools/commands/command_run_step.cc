@@ -43,33 +43,25 @@ std::vector<Dtype> DtypesOf(const CaseSpec& spec, const std::string& only) {
 }
 
 // With other inputs than those of its golden file a case is one step, judged by the error model.
-void UseSeed(std::vector<SelectedCase>& selected, std::uint64_t seed) {
-  for (SelectedCase& one : selected) {
-    one.spec.numerics.seed = seed;
-    one.spec.must_catch.clear();
-    one.spec.must_pass.clear();
+void UseSeed(std::vector<CaseSpec>& selected, std::uint64_t seed) {
+  for (CaseSpec& spec : selected) {
+    spec.numerics.seed = seed;
+    spec.must_catch.clear();
+    spec.must_pass.clear();
   }
 }
 
-void UseLayout(std::vector<SelectedCase>& selected, const std::string& text) {
-  const Layout layout = ParseLayout(text, "--layout");
-  for (SelectedCase& one : selected) {
-    CheckFits(one.spec, layout, fmt::format("{} on --layout {}", one.spec.name, text));
-    one.layouts = {layout};
-  }
-}
-
-Runs ListRuns(const std::vector<SelectedCase>& selected, const RunCommand& command,
+Runs ListRuns(const std::vector<CaseSpec>& selected, const RunCommand& command,
               const std::optional<Fault>& fault) {
   Runs runs;
-  for (const SelectedCase& one : selected) {
-    for (const Layout& layout : one.layouts) {
-      const StepGraph& graph = runs.graphs.emplace_back(GraphOf(one.spec, layout));
+  for (const CaseSpec& spec : selected) {
+    for (const Layout& layout : spec.layouts) {
+      const StepGraph& graph = runs.graphs.emplace_back(GraphOf(spec, layout));
       if (const std::string misfit = fault ? FindMisfit(*fault, graph) : ""; !misfit.empty()) {
-        throw Error("--fault", fmt::format("{} on {}", misfit, CaseId(one.spec, layout)));
+        throw Error("--fault", fmt::format("{} on {}", misfit, CaseId(spec, layout)));
       }
-      for (const Dtype dtype : DtypesOf(one.spec, command.dtype)) {
-        runs.listed.push_back({&one.spec, &graph, dtype});
+      for (const Dtype dtype : DtypesOf(spec, command.dtype)) {
+        runs.listed.push_back({&spec, &graph, dtype});
       }
     }
   }
@@ -148,10 +140,7 @@ Result RunListed(const Listed& item, const std::optional<Fault>& fault,
 }  // namespace
 
 int RunBuiltIn(const CommonOptions& common, const RunCommand& command) {
-  std::vector<SelectedCase> selected = Select(common.cases_folder, command.select);
-  if (!command.layout.empty()) {
-    UseLayout(selected, command.layout);
-  }
+  std::vector<CaseSpec> selected = Select(common.cases_folder, command.select, command.layout);
   if (command.seed) {
     UseSeed(selected, *command.seed);
   }

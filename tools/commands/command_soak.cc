@@ -27,7 +27,7 @@ struct SoakCommand {
 
 int Soak(const CommonOptions& common, const SoakCommand& command) {
   const SoakResult soak =
-      RunSoak(SelectSpecs(common.cases_folder, command.select, command.layout),
+      RunSoak(Select(common.cases_folder, command.select, command.layout),
               {.seeds = command.seeds,
                .first_seed = command.first_seed,
                .dtype = StepDtype(command.dtype),

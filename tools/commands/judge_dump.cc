@@ -15,7 +15,7 @@ namespace {
 
 // Inputs of the dump itself, or of the case that it names.
 std::unique_ptr<TensorSource> ProblemOf(const Dump& dump, const std::optional<CaseSpec>& spec) {
-  const bool carried = dump.inputs || dump.manifest.tensors.contains("x_TD");
+  const bool carried = dump.inputs || dump.manifest.tensors.contains(tensor::x_TD);
   if (carried || !spec) {
     return std::make_unique<DumpedProblem>(dump);
   }

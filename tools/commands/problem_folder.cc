@@ -37,9 +37,14 @@ std::vector<std::byte> Encode(const std::vector<double>& values, Dtype dtype) {
       return BytesOf(values);
     case Dtype::kFloat32:
       return BytesOf(TopBits<std::uint32_t>(values));
-    default:
+    case Dtype::kBfloat16:
       return BytesOf(TopBits<std::uint16_t>(values));
+    case Dtype::kFloat16:
+    case Dtype::kInt64:
+    case Dtype::kInt32:
+      break;
   }
+  throw Error("", fmt::format("inputs are not written in {}", ToText(dtype)));
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 #include <fnmatch.h>
 
 #include <algorithm>
-#include <filesystem>
+#include <iterator>
 
 #include "harness/base/error.h"
 
@@ -19,102 +19,105 @@ bool Matches(const std::string& pattern, const std::string& text) {
   return ::fnmatch(pattern.c_str(), text.c_str(), 0) == 0;
 }
 
-void AddLayout(std::vector<Layout>& layouts, const Layout& layout) {
-  if (std::find(layouts.begin(), layouts.end(), layout) == layouts.end()) {
-    layouts.push_back(layout);
+// One word of the command line: CASE or CASE@LAYOUT.
+struct Wanted {
+  explicit Wanted(const std::string& word)
+      : text(word), name(word.substr(0, word.find('@'))), has_layout(name.size() < word.size()) {
+    if (has_layout) {
+      layout = word.substr(name.size() + 1);
+    }
   }
-}
 
-// The layouts of one case that `pattern` (empty: all) means.
-std::vector<Layout> LayoutsOf(const CaseSpec& spec, const std::string& pattern,
-                              const std::string& text) {
-  if (pattern.empty()) {
-    return spec.layouts;
-  }
-  if (!HasWildcard(pattern)) {
-    const Layout layout = ParseLayout(pattern, text);
-    CheckFits(spec, layout, text);
-    return {layout};
-  }
-  std::vector<Layout> layouts;
-  std::copy_if(spec.layouts.begin(), spec.layouts.end(), std::back_inserter(layouts),
-               [&](const Layout& layout) { return Matches(pattern, ToText(layout)); });
-  return layouts;
-}
+  std::string text;
+  std::string name;
+  bool has_layout;
+  std::string layout;
+};
 
-}  // namespace
-
-void CheckFits(const CaseSpec& spec, const Layout& layout, const std::string& where) {
+void RequireFit(const CaseSpec& spec, const Layout& layout, const std::string& where) {
   if (const std::string misfit = FindMisfit(spec.model, layout); !misfit.empty()) {
     throw Error(where, misfit);
   }
 }
 
-std::vector<SelectedCase> Select(const std::string& cases_folder,
-                                 const std::vector<std::string>& texts) {
-  std::vector<SelectedCase> selected;
-  const auto add = [&](const CaseSpec& spec, const std::vector<Layout>& layouts) {
-    auto found = std::find_if(selected.begin(), selected.end(),
-                              [&](const SelectedCase& s) { return s.spec.name == spec.name; });
-    if (found == selected.end()) {
-      found = selected.insert(selected.end(), SelectedCase{spec, {}});
-    }
-    for (const Layout& layout : layouts) {
-      AddLayout(found->layouts, layout);
-    }
-  };
+std::vector<Layout> LayoutsOf(const CaseSpec& spec, const Wanted& wanted) {
+  if (!wanted.has_layout) {
+    return spec.layouts;
+  }
+  if (!HasWildcard(wanted.layout)) {
+    const Layout layout = ParseLayout(wanted.layout, wanted.text);
+    RequireFit(
+        spec, layout,
+        HasWildcard(wanted.name) ? fmt::format("{} on {}", wanted.text, spec.name) : wanted.text);
+    return {layout};
+  }
+  std::vector<Layout> layouts;
+  std::copy_if(spec.layouts.begin(), spec.layouts.end(), std::back_inserter(layouts),
+               [&](const Layout& layout) { return Matches(wanted.layout, ToText(layout)); });
+  return layouts;
+}
+
+// The cases that one word means, those left out of which it means no layout.
+std::vector<CaseSpec> CasesOf(const std::string& cases_folder, const Wanted& wanted) {
+  std::vector<CaseSpec> specs;
+  if (HasWildcard(wanted.name)) {
+    specs = ReadCases(cases_folder);
+    std::erase_if(specs, [&](const CaseSpec& spec) { return !Matches(wanted.name, spec.name); });
+  } else {
+    specs.push_back(FindCase(cases_folder, wanted.name));
+  }
+  for (CaseSpec& spec : specs) {
+    spec.layouts = LayoutsOf(spec, wanted);
+  }
+  std::erase_if(specs, [](const CaseSpec& spec) { return spec.layouts.empty(); });
+  if (specs.empty()) {
+    throw Error(wanted.text,
+                "selects no case on any of its layouts; `moegate list` shows what there is");
+  }
+  return specs;
+}
+
+// Adds a case, or to the same case its further layouts.
+void Add(const CaseSpec& spec, std::vector<CaseSpec>& selected) {
+  const auto same = std::find_if(selected.begin(), selected.end(),
+                                 [&](const CaseSpec& other) { return other.name == spec.name; });
+  if (same == selected.end()) {
+    selected.push_back(spec);
+    return;
+  }
+  std::copy_if(spec.layouts.begin(), spec.layouts.end(), std::back_inserter(same->layouts),
+               [&, known = same->layouts](const Layout& layout) {
+                 return std::find(known.begin(), known.end(), layout) == known.end();
+               });
+}
+
+}  // namespace
+
+std::vector<CaseSpec> Select(const std::string& cases_folder, const std::vector<std::string>& texts,
+                             const std::string& layout) {
+  std::vector<CaseSpec> selected;
   if (texts.empty()) {
-    for (const CaseSpec& spec : ReadCases(cases_folder)) {
-      add(spec, spec.layouts);
-    }
-    return selected;
+    selected = ReadCases(cases_folder);
   }
   for (const std::string& text : texts) {
-    const std::size_t at = text.find('@');
-    const std::string name = text.substr(0, at);
-    const std::string layout = at == std::string::npos ? "" : text.substr(at + 1);
-    const std::size_t before = selected.size();
-    bool any = false;
-    if (!HasWildcard(name)) {
-      const CaseSpec spec = FindCase(cases_folder, name);
-      const std::vector<Layout> layouts = LayoutsOf(spec, layout, text);
-      any = !layouts.empty();
-      add(spec, layouts);
-    } else {
-      for (const CaseSpec& spec : ReadCases(cases_folder)) {
-        if (!Matches(name, spec.name)) {
-          continue;
-        }
-        const std::vector<Layout> layouts = LayoutsOf(spec, layout, text);
-        if (!layouts.empty()) {
-          any = true;
-          add(spec, layouts);
-        }
-      }
+    const Wanted wanted(text);
+    if (wanted.has_layout && !layout.empty()) {
+      throw Error("--layout", fmt::format("{} stands in for the layouts of the cases, and \"{}\" "
+                                          "names its own; leave out one of them",
+                                          layout, text));
     }
-    if (!any) {
-      selected.resize(before);
-      throw Error(text,
-                  "selects no case on any of its layouts; `moegate list` shows what there is");
+    for (const CaseSpec& spec : CasesOf(cases_folder, wanted)) {
+      Add(spec, selected);
+    }
+  }
+  if (!layout.empty()) {
+    const Layout parsed = ParseLayout(layout, "--layout");
+    for (CaseSpec& spec : selected) {
+      RequireFit(spec, parsed, fmt::format("{} on --layout {}", spec.name, layout));
+      spec.layouts = {parsed};
     }
   }
   return selected;
-}
-
-std::vector<CaseSpec> SelectSpecs(const std::string& cases_folder,
-                                  const std::vector<std::string>& texts,
-                                  const std::string& layout) {
-  std::vector<CaseSpec> specs;
-  for (SelectedCase& one : Select(cases_folder, texts)) {
-    if (!layout.empty()) {
-      one.layouts = {ParseLayout(layout, "--layout")};
-      CheckFits(one.spec, one.layouts.front(),
-                fmt::format("{} on --layout {}", one.spec.name, layout));
-    }
-    specs.push_back(std::move(one.spec));
-    specs.back().layouts = std::move(one.layouts);
-  }
-  return specs;
 }
 
 std::optional<Dtype> StepDtype(const std::string& text) {
